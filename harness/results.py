@@ -1,0 +1,187 @@
+"""What came out: one JSON per run, written atomically. Torch is never imported here, so reports can read it.
+
+Bytes are integers and end in `_bytes`, seconds end in `_s`. A schema change bumps SCHEMA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError
+from harness.spec import RunSpec
+
+SCHEMA = 1
+
+ROLES = (
+    "parameters",
+    "module_buffers",
+    "optimizer",
+    "gradients",
+    "method_state",
+    "replay",
+    "input",
+    "activations",
+    "workspace",
+)
+"""Every role a block can have, in the order in which claims win: the first that claims a block gets it."""
+
+PHASES = ("before_task", "first_step", "step", "after_task", "evaluate")
+
+Status = Literal["ok", "oom", "timeout", "crashed", "diverged"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PhaseFootprint(_Record):
+    """The peak of one phase of one task, from the attribution pass.
+
+    op: the operation whose allocation reached the peak. at_peak: bytes by role at that instant (sums to peak_bytes).
+    role_peaks: each role's own highest value inside the phase (they need not coincide).
+    """
+
+    task: int
+    phase: str
+    peak_bytes: int
+    op: str
+    at_peak: dict[str, int]
+    role_peaks: dict[str, int]
+
+
+class Timeline(_Record):
+    """Live bytes by role along the run: one sample per interval, taken where the total was highest in it.
+
+    time_s: since the start of the first phase. marks: (time_s, "task 0 step") at the start of each phase.
+    """
+
+    time_s: list[float]
+    roles: dict[str, list[int]]
+    marks: list[tuple[float, str]]
+
+
+class Footprint(_Record):
+    """What the run held: bytes by role at its peak, and the peaks of each role and each phase."""
+
+    peak_bytes: int
+    peak_task: int
+    peak_phase: str
+    peak_op: str
+    at_peak: dict[str, int]
+    role_peaks: dict[str, int]
+    phases: dict[str, int]
+    by_phase: list[PhaseFootprint]
+    timeline: Timeline
+    workspace_at_peak: dict[str, int] = Field(description="bytes of the workspace at the peak, by operation")
+
+
+class Allocator(_Record):
+    """The truth pass: the allocator's own peak with nothing instrumented, overall and by (task, phase)."""
+
+    kind: Literal["cpu", "cuda"]
+    peak_bytes: int
+    by_phase: list[tuple[int, str, int]]
+
+
+class Process(_Record):
+    """Resident memory of one un-profiled process: before the network is built, and its high-water mark.
+
+    malloc: `pinned` returns freed blocks to the system at once (short schedule); `default` is glibc's (full stream).
+    """
+
+    baseline_bytes: int
+    peak_bytes: int
+    malloc: Literal["pinned", "default"]
+
+
+class Accuracy(_Record):
+    """Accuracy matrices R[t][i]: on task i after task t, None where not evaluated. A joint run has one row.
+
+    class_il is None for a method that is only defined in task-IL. untrained: the same network before training.
+    """
+
+    class_il: list[list[float | None]] | None
+    task_il: list[list[float | None]] | None
+    untrained_class_il: list[float | None] | None
+    untrained_task_il: list[float | None] | None
+
+
+class RunResult(_Record):
+    """One run, whatever became of it. `reason` says in one sentence why the status is not ok.
+
+    checks: broken promises that do not void the numbers but must be shown (empty when all is well).
+    fingerprint: digest of every training batch consumed, in order. data_digest: of the data set itself.
+    execution: how the steps were carried out. metrics: names carry their variant (`class_il_accuracy` ...).
+    phase_s: seconds spent in each phase.
+    flops_per_step: of one steady training step, counted by torch.utils.flop_counter.
+    """
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    run_id: str
+    spec: RunSpec
+    method_config: dict[str, Any] = Field(default_factory=dict)
+    execution: dict[str, Any] = Field(default_factory=dict)
+    status: Status = "ok"
+    reason: str | None = None
+    checks: list[str] = Field(default_factory=list)
+    footprint: Footprint | None = None
+    allocator: Allocator | None = None
+    observer_delta_bytes: int | None = None
+    process: Process | None = None
+    accuracy: Accuracy | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    flops_per_step: int | None = None
+    phase_s: dict[str, float] = Field(default_factory=dict)
+    wall_s: float = 0.0
+    steps: int = 0
+    fingerprint: str | None = None
+    data_digest: str | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_result(directory: Path, result: RunResult) -> Path:
+    """Write one result file into `directory`, atomically; return its path."""
+    path = directory / f"{result.run_id}.json"
+    write_json(path, result.model_dump(mode="json", by_alias=True))
+    return path
+
+
+def load_result(path: Path) -> RunResult:
+    """Read one result file. Raises UsageError naming the file when it is not one."""
+    try:
+        return RunResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"{path} is not a clmem result file of schema {SCHEMA} ({first}); delete it or run it again"
+        ) from error
+
+
+def load_results(directory: Path) -> Iterator[RunResult]:
+    """Yield every result in a results directory, by file name (files whose names hold `--` are results)."""
+    for path in sorted(directory.glob("*--*.json")):
+        yield load_result(path)

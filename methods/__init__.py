@@ -1,0 +1,4 @@
+"""One file per continual-learning algorithm, reading like its paper.
+
+The contract is in `methods.base`; pieces that several algorithms share are in `methods.parts`.
+"""

@@ -1,0 +1,183 @@
+"""The contract between an algorithm and the harness: what a method says, and what it is given.
+
+A method says *what* one batch is learnt by (`terms`); it never calls `backward` or an optimizer. The harness's
+execution says *how*, so that lean techniques and the memory ledger work for every method at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+Scenario = Literal["class-il", "task-il"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch of a task.
+
+    images: float32 [b, C, H, W], augmented and normalised, on the target device.
+    labels: int64 [b], global class numbers, on the target device.
+    raw: uint8 [b, C, H, W], the same samples un-augmented, on the host: what a replay buffer stores.
+    classes: the global class numbers of the task that the batch belongs to.
+    """
+
+    images: Tensor
+    labels: Tensor
+    raw: np.ndarray
+    classes: range
+    task: int
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the stream: `batch(epoch, step)` is pure, so a method may look at any batch of its own task."""
+
+    index: int
+    classes: range
+    epochs: int
+    steps_per_epoch: int
+    batch: Callable[[int, int], Batch]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward gave: logits [n, all classes] and the watched feature maps by module name."""
+
+    logits: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One forward (so one batch-norm batch) and the loss it contributes.
+
+    images: float32 [n, C, H, W].
+    loss: maps (outputs, *targets) to a scalar.
+    targets: tensors the loss compares with; they count as `input`, like the images.
+    watch: names of modules whose outputs the loss needs, found in `outputs.maps`.
+    """
+
+    images: Tensor
+    loss: Callable[..., Tensor]
+    targets: tuple[Tensor, ...] = ()
+    watch: tuple[str, ...] = ()
+
+
+Step = list[Term]
+"""The terms whose losses are summed before ONE optimizer step."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The part of the network before `boundary`, frozen: it runs without gradients.
+
+    bn: mode of its batch norms, `eval` (running statistics, kept) or `train` (batch statistics, drifting).
+    """
+
+    boundary: str
+    bn: Literal["eval", "train"] = "eval"
+
+
+class Executor(Protocol):
+    """How a method looks through the network without learning: evaluation, importance, reference features."""
+
+    def forward(self, images: Tensor, *, watch: tuple[str, ...] = (), bn: Literal["eval", "train"] = "eval") -> Outputs:
+        """Run the network under `no_grad`. `bn="train"` normalises by the batch, leaving running statistics alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a method is given when it is made.
+
+    augment: uint8 [n, C, H, W] images (any device) -> float32 augmented and normalised, drawing from the given generator.
+    rng: the method's own generator; nothing it draws moves the stream.
+    buffer_size: replay slots in all; replay_size: samples drawn per step.
+    """
+
+    network: nn.Module
+    executor: Executor
+    num_classes: int
+    num_tasks: int
+    image_shape: tuple[int, int, int]
+    batch_size: int
+    buffer_size: int
+    replay_size: int
+    device: str
+    rng: np.random.Generator
+    augment: Callable[[Tensor, np.random.Generator], Tensor]
+
+
+class Method:
+    """An algorithm that learns a stream of tasks. Subclass it once; override what the algorithm does."""
+
+    name: ClassVar[str]
+    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"class-il", "task-il"})
+    uses_buffer: ClassVar[bool] = False
+    """Whether it keeps samples: then a buffer of 0 is refused."""
+    joint: ClassVar[bool] = False
+    """Whether it trains on all tasks at once (an upper bound, not a continual learner)."""
+    needs_whole_gradients: ClassVar[bool] = False
+    """Whether it must see all gradients together (GEM, A-GEM), which forbids applying them as they appear."""
+    grows_with_tasks: ClassVar[bool] = False
+    """Whether its state grows with every task, so that a memory measurement must visit all of them."""
+    tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """Hyper-parameters by stream name where they differ from the Config's defaults; sources in the docstring."""
+
+    class Config(BaseModel):
+        """Typed hyper-parameters. Unknown keys are refused."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+        lr: float = Field(0.03, gt=0, description="SGD learning rate")
+        head: Literal["class_il", "task_il"] = Field(
+            "class_il",
+            description="cross-entropy over all classes, or over the current task's slice",
+        )
+
+    config: Config
+
+    def __init__(self, setting: Setting, config: Config) -> None:
+        self.setting = setting
+        self.config = config
+        self.network = setting.network
+        self.trunk: Trunk | None = None
+
+    def before_task(self, task: Task) -> None:
+        """Prepare for a task (reference features, importance ...)."""
+
+    def terms(self, batch: Batch) -> Iterable[Step]:
+        """Say what one batch is learnt by: one optimizer step per yielded list of terms."""
+        raise NotImplementedError(f"{type(self).__name__} must define terms(batch)")
+
+    def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        """Change `parameter.grad` in place before the optimizer step (penalties, gradient masks)."""
+
+    def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
+        """Act after the batch's last optimizer step; `outputs` are the detached outputs of all its terms in order."""
+
+    def after_task(self, task: Task) -> None:
+        """Consolidate (Fisher, importance, exemplars ...)."""
+
+    def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
+        """Return logits [n, all classes] for float32 images, without gradients and in eval mode."""
+        return self.setting.executor.forward(images).logits
+
+    def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
+        """Declare every tensor kept across steps: keys `replay` and `method_state`."""
+        return {}
+
+    def cross_entropy(self, outputs: Outputs, labels: Tensor, classes: range) -> Tensor:
+        """Cross-entropy over all classes, or over the slice `classes` when `config.head` is `task_il`."""
+        if self.config.head == "class_il":
+            return F.cross_entropy(outputs.logits, labels)
+        return F.cross_entropy(outputs.logits[:, classes.start : classes.stop], labels - classes.start)
