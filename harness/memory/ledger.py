@@ -1,0 +1,298 @@
+"""The ledger join: allocator log x role records = which role every byte has, at every instant.
+
+Pure arithmetic on plain data; `observer` produces the records, `cpu` the log. The invariants of the method are
+asserted here: the log's running sum, one live block per observation, declared bytes equal to ledger bytes, and roles
+that sum to the allocator's peak.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import LedgerError
+from harness.memory.log import AllocationLog, Block, Blocks
+from harness.results import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
+
+KEPT_ROLES = frozenset({"parameters", "module_buffers", "optimizer", "method_state", "replay"})
+"""Roles that may live from one phase into the next; anything else that does is undeclared state."""
+
+TIMELINE_SAMPLES = 400
+
+Roles = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """At this mark the block at this address was seen to have this role (for its whole life)."""
+
+    mark: int
+    address: int
+    nbytes: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The block was saved for backward from mark `start` to mark `end` (None: until it is freed)."""
+
+    start: int
+    end: int | None
+    address: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSpan:
+    """One phase of one task, from mark to mark."""
+
+    task: int
+    name: str
+    start: int
+    end: int
+
+
+@dataclass
+class Records:
+    """Everything that was observed. declared: (mark, {role: bytes}) as read from the tensors themselves.
+
+    end: the mark after the last phase, when it was reached.
+    """
+
+    phases: list[PhaseSpan] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    saved: list[Saved] = field(default_factory=list)
+    declared: list[tuple[int, Mapping[str, int]]] = field(default_factory=list)
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Undeclared:
+    """A block that lived into a phase without a role that may."""
+
+    task: int
+    phase: str
+    role: str
+    block: Block
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The footprint, and what was found alive between phases without being declared."""
+
+    footprint: Footprint
+    undeclared: list[Undeclared]
+
+
+def phase_peaks(log: AllocationLog, phases: Iterable[PhaseSpan]) -> list[tuple[int, str, int]]:
+    """Return (task, phase, peak bytes) from the log alone, merging the spans of one phase of one task."""
+    totals = _totals(log)
+    peaks: dict[tuple[int, str], int] = {}
+    for span in phases:
+        peak = int(totals[log.marks[span.start] : log.marks[span.end] + 1].max())
+        peaks[span.task, span.name] = max(peak, peaks.get((span.task, span.name), 0))
+    return [(task, name, peak) for (task, name), peak in peaks.items()]
+
+
+def join(log: AllocationLog, records: Records) -> Ledger:
+    """Give every block its role and sum up. Raises LedgerError when an invariant does not hold."""
+    if not records.phases:
+        raise LedgerError("no phase was recorded, so there is nothing to attribute; bracket the work with phase(...)")
+    blocks = Blocks(log)
+    fixed = _fixed_roles(log, blocks, records.observations)
+    saved = _saved_states(log, blocks, records.saved)
+    roles = _sweep(len(log.events), blocks, fixed, saved)
+    totals = _totals(log)
+    if not np.array_equal(roles.sum(axis=1), totals):
+        state = int(np.flatnonzero(roles.sum(axis=1) != totals)[0])
+        raise LedgerError(
+            f"roles sum to {roles[state].sum():,} B where the allocator holds {totals[state]:,} B (state {state})"
+        )
+    _check_declared(log, roles, records.declared)
+    by_phase = _by_phase(log, roles, totals, records.phases)
+    peak = max(by_phase, key=lambda entry: entry.peak_bytes)
+    state = _peak_state(log, totals, [s for s in records.phases if (s.task, s.name) == (peak.task, peak.phase)])
+    role_of = {id(block): _role_at(block, state, fixed, saved) for block in blocks.all if block.alive(state)}
+    scratch: Counter[str] = Counter()
+    for block in blocks.all:
+        if role_of.get(id(block)) == "workspace":
+            scratch[block.event.op] += block.size_bytes
+    names = dict.fromkeys(entry.phase for entry in by_phase)
+    footprint = Footprint(
+        peak_bytes=peak.peak_bytes,
+        peak_task=peak.task,
+        peak_phase=peak.phase,
+        peak_op=peak.op,
+        at_peak=peak.at_peak,
+        role_peaks={role: max(entry.role_peaks[role] for entry in by_phase) for role in ROLES},
+        phases={
+            name: max(entry.peak_bytes for entry in by_phase if entry.phase == name)
+            for name in sorted(names, key=lambda name: PHASES.index(name) if name in PHASES else len(PHASES))
+        },
+        by_phase=by_phase,
+        timeline=_timeline(log, roles, totals, records.phases),
+        workspace_at_peak=dict(scratch.most_common()),
+    )
+    return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
+
+
+def _totals(log: AllocationLog) -> Roles:
+    return np.array([0, *(event.total_bytes for event in log.events)], dtype=np.int64)
+
+
+def _locate(log: AllocationLog, blocks: Blocks, mark: int, address: int, nbytes: int, role: str) -> Block:
+    block = blocks.find(address, log.marks[mark])
+    if block is None:
+        raise LedgerError(
+            f"a {role} tensor of {nbytes:,} B was observed where the allocator's log has no live block; it was not "
+            "allocated by torch on this device (numpy or foreign memory?): copy it into a torch tensor"
+        )
+    if block.size_bytes != nbytes:
+        raise LedgerError(f"a {role} tensor's storage has {nbytes:,} B but its block has {block.size_bytes:,} B")
+    return block
+
+
+def _fixed_roles(log: AllocationLog, blocks: Blocks, observations: list[Observation]) -> dict[int, str]:
+    """Return {id of block: role}; of two claims on one block the one earlier in ROLES wins."""
+    fixed: dict[int, str] = {}
+    for seen in observations:
+        block = _locate(log, blocks, seen.mark, seen.address, seen.nbytes, seen.role)
+        known = fixed.get(id(block))
+        if known is None or ROLES.index(seen.role) < ROLES.index(known):
+            fixed[id(block)] = seen.role
+    return fixed
+
+
+def _saved_states(log: AllocationLog, blocks: Blocks, saved: list[Saved]) -> dict[int, list[tuple[int, int]]]:
+    """Return {id of block: disjoint (first, last) states, both included, in which it is saved for backward}."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for record in saved:
+        block = _locate(log, blocks, record.start, record.address, record.nbytes, "activations")
+        last = len(log.events) if block.dies is None else block.dies - 1
+        if record.end is not None:
+            last = min(last, log.marks[record.end])
+        spans.setdefault(id(block), []).append((log.marks[record.start], last))
+    for key, ranges in spans.items():
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(ranges):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+            else:
+                merged.append((first, last))
+        spans[key] = merged
+    return spans
+
+
+def _sweep(events: int, blocks: Blocks, fixed: dict[int, str], saved: dict[int, list[tuple[int, int]]]) -> Roles:
+    """Return live bytes [states, roles]."""
+    change: Roles = np.zeros((events + 2, len(ROLES)), dtype=np.int64)
+    activations, workspace = ROLES.index("activations"), ROLES.index("workspace")
+    for block in blocks.all:
+        end = events + 1 if block.dies is None else block.dies
+        role = fixed.get(id(block))
+        column = workspace if role is None else ROLES.index(role)
+        change[block.born, column] += block.size_bytes
+        change[end, column] -= block.size_bytes
+        if role is None:
+            for first, last in saved.get(id(block), ()):
+                for column, sign in ((activations, 1), (workspace, -1)):
+                    change[first, column] += sign * block.size_bytes
+                    change[last + 1, column] -= sign * block.size_bytes
+    return change.cumsum(axis=0)[: events + 1]
+
+
+def _role_at(block: Block, state: int, fixed: dict[int, str], saved: dict[int, list[tuple[int, int]]]) -> str:
+    role = fixed.get(id(block))
+    if role is not None:
+        return role
+    held = any(first <= state <= last for first, last in saved.get(id(block), ()))
+    return "activations" if held else "workspace"
+
+
+def _check_declared(log: AllocationLog, roles: Roles, declared: list[tuple[int, Mapping[str, int]]]) -> None:
+    for mark, expected in declared:
+        for role, nbytes in expected.items():
+            held = int(roles[log.marks[mark], ROLES.index(role)])
+            if held != nbytes:
+                raise LedgerError(f"{role} are declared with {nbytes:,} B but the ledger holds {held:,} B of them")
+
+
+def _peak_state(log: AllocationLog, totals: Roles, spans: list[PhaseSpan]) -> int:
+    """Return the first state of highest total within the spans."""
+    best = log.marks[spans[0].start]
+    for span in spans:
+        first = log.marks[span.start]
+        state = first + int(totals[first : log.marks[span.end] + 1].argmax())
+        if totals[state] > totals[best]:
+            best = state
+    return best
+
+
+def _by_phase(log: AllocationLog, roles: Roles, totals: Roles, spans: list[PhaseSpan]) -> list[PhaseFootprint]:
+    grouped: dict[tuple[int, str], list[PhaseSpan]] = {}
+    for span in spans:
+        grouped.setdefault((span.task, span.name), []).append(span)
+    entries = []
+    for (task, name), members in grouped.items():
+        state = _peak_state(log, totals, members)
+        began = any(log.marks[span.start] == state for span in members)
+        highest = np.max(
+            [roles[log.marks[span.start] : log.marks[span.end] + 1].max(axis=0) for span in members], axis=0
+        )
+        entries.append(
+            PhaseFootprint(
+                task=task,
+                phase=name,
+                peak_bytes=int(totals[state]),
+                op="(held from before)" if began else log.events[state - 1].op,
+                at_peak=_by_role(roles[state]),
+                role_peaks=_by_role(highest),
+            )
+        )
+    return entries
+
+
+def _by_role(row: Roles) -> dict[str, int]:
+    return {role: int(value) for role, value in zip(ROLES, row, strict=True)}
+
+
+def _undeclared(
+    log: AllocationLog,
+    blocks: Blocks,
+    fixed: dict[int, str],
+    saved: dict[int, list[tuple[int, int]]],
+    records: Records,
+) -> list[Undeclared]:
+    """Find the blocks that are alive between phases without a role that may outlive one."""
+    boundaries = [(span.task, span.name, span.start) for span in records.phases]
+    if records.end is not None:
+        boundaries.append((records.phases[-1].task, "the end", records.end))
+    found: dict[int, Undeclared] = {}
+    suspects = [block for block in blocks.all if fixed.get(id(block)) not in KEPT_ROLES]
+    for task, phase, mark in boundaries:
+        state = log.marks[mark]
+        for block in suspects:
+            if id(block) not in found and block.alive(state):
+                found[id(block)] = Undeclared(task, phase, _role_at(block, state, fixed, saved), block)
+    return sorted(found.values(), key=lambda item: -item.block.size_bytes)
+
+
+def _timeline(log: AllocationLog, roles: Roles, totals: Roles, spans: list[PhaseSpan]) -> Timeline:
+    """Sample the run: in each of at most TIMELINE_SAMPLES stretches of events, the state of highest total."""
+    first, last = log.marks[spans[0].start], log.marks[spans[-1].end]
+    edges = np.unique(np.linspace(first, last + 1, min(TIMELINE_SAMPLES, last + 1 - first) + 1).astype(np.int64))
+    states = [int(a + totals[a:b].argmax()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def seconds(state: int) -> float:
+        start = log.events[max(first - 1, 0)].time_ns
+        return round((log.events[max(state - 1, 0)].time_ns - start) / 1e9, 6)
+
+    return Timeline(
+        time_s=[seconds(state) for state in states],
+        roles={role: [int(roles[state, column]) for state in states] for column, role in enumerate(ROLES)},
+        marks=[(seconds(log.marks[span.start]), f"task {span.task} {span.name}") for span in spans],
+    )
