@@ -1,0 +1,47 @@
+"""What the parent asks of a worker process and what the worker answers. Torch is not imported here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.results import Accuracy, Footprint, Status
+from harness.spec import RunSpec
+
+Pass = Literal["truth", "attribution", "process", "accuracy"]
+
+
+class Job(BaseModel):
+    """What a worker is asked to do. stacks: find out which line allocates undeclared state (slow)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: RunSpec
+    what: Pass
+    data_root: str | None = None
+    stacks: bool = False
+
+
+class Outcome(BaseModel):
+    """What a worker found. `undeclared` says that a re-run with stacks can name the line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status = "ok"
+    reason: str | None = None
+    usage_error: bool = False
+    undeclared: bool = False
+    footprint: Footprint | None = None
+    peaks: list[tuple[int, str, int]] = Field(default_factory=list)
+    baseline_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    accuracy: Accuracy | None = None
+    fingerprint: str | None = None
+    data_digest: str | None = None
+    flops_per_step: int | None = None
+    method_config: dict[str, Any] = Field(default_factory=dict)
+    execution: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    phase_s: dict[str, float] = Field(default_factory=dict)
+    steps: int = 0

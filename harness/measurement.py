@@ -1,0 +1,70 @@
+"""One run: which passes it takes, and how their outcomes become one result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.job import Outcome, Pass
+from harness.metrics import scenario_metrics
+from harness.results import Allocator, Process, RunResult
+from harness.spec import RunSpec
+
+
+def passes(spec: RunSpec) -> tuple[Pass, ...]:
+    """Return the passes of a run, each of which needs a fresh process."""
+    return ("accuracy",) if spec.measure == "accuracy" else ("truth", "attribution", "process")
+
+
+def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> RunResult:
+    """Make one result of all passes of a run. The first pass that failed gives the status and the reason."""
+    failed = next((outcomes[name] for name in passes(spec) if outcomes[name].status != "ok"), None)
+    first = outcomes[passes(spec)[0]]
+    result = RunResult(
+        run_id=spec.run_id,
+        spec=spec,
+        status=failed.status if failed else "ok",
+        reason=failed.reason if failed else None,
+        method_config=first.method_config,
+        execution=first.execution,
+        fingerprint=first.fingerprint,
+        data_digest=first.data_digest,
+        environment=first.environment,
+        wall_s=round(wall_s, 3),
+    )
+    unwatched = outcomes[passes(spec)[-1]]
+    if unwatched.baseline_bytes is not None and unwatched.process_peak_bytes is not None:
+        result.process = Process(
+            baseline_bytes=unwatched.baseline_bytes,
+            peak_bytes=unwatched.process_peak_bytes,
+            malloc="default" if spec.measure == "accuracy" else "pinned",
+        )
+    result.phase_s = {name: round(seconds, 6) for name, seconds in unwatched.phase_s.items()}
+    result.steps = unwatched.steps
+    if spec.measure == "accuracy":
+        result.accuracy = unwatched.accuracy
+        if unwatched.accuracy is not None:
+            result.metrics = scenario_metrics(unwatched.accuracy)
+    else:
+        _fill_memory(result, outcomes["truth"], outcomes["attribution"], unwatched)
+    return result
+
+
+def _fill_memory(result: RunResult, truth: Outcome, attribution: Outcome, unwatched: Outcome) -> None:
+    if truth.peaks:
+        result.allocator = Allocator(
+            kind="cpu", peak_bytes=max(peak for _, _, peak in truth.peaks), by_phase=truth.peaks
+        )
+    result.flops_per_step = truth.flops_per_step
+    result.footprint = attribution.footprint
+    if result.footprint is None or result.allocator is None or result.status != "ok":
+        return
+    result.observer_delta_bytes = result.footprint.peak_bytes - result.allocator.peak_bytes
+    attributed = {(entry.task, entry.phase): entry.peak_bytes for entry in result.footprint.by_phase}
+    for task, phase, peak in truth.peaks:
+        if attributed[task, phase] != peak:
+            result.checks.append(
+                f"{phase} of task {task} peaks at {attributed[task, phase]:,} B when observed "
+                f"and at {peak:,} B when not: observing changed what was measured"
+            )
+    if len({truth.fingerprint, attribution.fingerprint, unwatched.fingerprint}) != 1:
+        result.checks.append("the passes consumed different batches, so their peaks do not belong together")

@@ -1,0 +1,115 @@
+"""Starts worker processes, follows their progress, and turns every way they can end into an outcome.
+
+One fresh process per pass: the allocator starts clean, and a crash or an out-of-memory kill stays in there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from harness.job import Job, Outcome
+from harness.memory.process import PINNED_MALLOC
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+class Workers:
+    """The running worker processes of one suite, so that all of them can be stopped at once."""
+
+    def __init__(self, threads: int) -> None:
+        """threads: torch's intra-op threads in each worker."""
+        self._threads = threads
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Kill every worker; those started later die at once."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    def run(self, job: Job, timeout_s: float, on_progress: OnProgress) -> Outcome:
+        """Run one job in a fresh process and return its outcome, whatever it was."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+            with self._lock:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "harness.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=self._environment(job),
+                    text=True,
+                    start_new_session=True,  # Ctrl-C reaches the suite alone, which then stops its workers
+                )
+                self._running.add(process)
+                if self._stopped:
+                    process.kill()
+            timer = threading.Timer(timeout_s, process.kill)
+            timer.start()
+            try:
+                outcome = _converse(process, job, on_progress)
+                code = process.wait()
+            finally:
+                timed_out = not timer.is_alive()
+                timer.cancel()
+                process.kill()
+                process.wait()
+                with self._lock:
+                    self._running.discard(process)
+            if outcome is not None:
+                return outcome
+            if timed_out:
+                return Outcome(status="timeout", reason=f"the {job.what} pass took longer than {timeout_s:g} s")
+            return _died(job, code, log)
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        """Return the worker's environment: pinned threads, quiet profiler, the malloc the pass asks for."""
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        inherited = {key: value for key, value in os.environ.items() if key not in PINNED_MALLOC}
+        return {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "CLMEM_PARENT": str(os.getpid()),
+            "OMP_NUM_THREADS": str(self._threads),
+            "KINETO_LOG_LEVEL": "5",
+            **(PINNED_MALLOC if job.what == "process" else {}),
+        }
+
+
+def _converse(process: subprocess.Popen[str], job: Job, on_progress: OnProgress) -> Outcome | None:
+    """Send the job, follow the progress, return the outcome; None when the worker died without one."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(job.model_dump_json())
+        process.stdin.close()
+    except BrokenPipeError:
+        return None
+    for line in process.stdout:
+        message = json.loads(line)
+        if "outcome" in message:
+            return Outcome.model_validate(message["outcome"])
+        on_progress(message["progress"])
+    return None
+
+
+def _died(job: Job, code: int, log: IO[str]) -> Outcome:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().splitlines() if line.strip()]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the kernel's out-of-memory killer does that" if -code == signal.SIGKILL else ""
+        return Outcome(status="crashed", reason=f"the {job.what} process was killed by {name}{hint}")
+    last = lines[-1] if lines else "it said nothing"
+    return Outcome(status="crashed", reason=f"the {job.what} process ended with code {code}: {last}")

@@ -1,0 +1,245 @@
+"""Many runs: a suite file becomes specs, the specs become passes, and a directory fills with results.
+
+A directory belongs to one suite (its `suite.json` says which). A run whose result file is there is done; everything
+else is run again, so the same command completes what was interrupted at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError
+from harness.job import Job, Outcome, Pass
+from harness.measurement import assemble, passes
+from harness.processes import Workers
+from harness.results import RunResult, load_result, save_result, write_json
+from harness.spec import RunSpec, Scalar, spec_errors
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MANIFEST = "suite.json"
+
+
+class Suite(BaseModel):
+    """A suite file: every method on every stream, its memory once and its accuracy once per seed.
+
+    config: per method, overrides of its hyper-parameters. The other fields are those of RunSpec.
+    timeout_s: for one process.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    methods: list[str] = Field(min_length=1)
+    streams: list[str] = Field(min_length=1)
+    measure: list[Literal["memory", "accuracy"]] = ["memory", "accuracy"]
+    network: str = "resnet18"
+    width: int = Field(64, ge=1)
+    target: str = "cpu"
+    batch_size: int = Field(32, ge=1)
+    buffer_size: int = Field(200, ge=0)
+    replay_size: int = Field(32, ge=0)
+    epochs: int = Field(1, ge=1)
+    steps_per_task: int | None = Field(None, ge=1)
+    seeds: list[int] = Field(default=[0], min_length=1)
+    timeout_s: float = Field(3600, gt=0)
+    config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+
+    def specs(self) -> list[RunSpec]:
+        """Return one spec per run, memory first. Raises UsageError for settings of a method that is not in it."""
+        for name in self.config:
+            if name not in self.methods:
+                raise UsageError(
+                    f"the suite sets [config.{name}] but does not run {name!r}; its methods are {self.methods}"
+                )
+        runs: list[tuple[Literal["memory", "accuracy"], int]] = []
+        if "memory" in self.measure:
+            runs.append(("memory", self.seeds[0]))
+        if "accuracy" in self.measure:
+            runs += [("accuracy", seed) for seed in self.seeds]
+        return [
+            RunSpec(
+                method=method,
+                config=self.config.get(method, {}),
+                stream=stream,
+                network=self.network,
+                width=self.width,
+                target=self.target,
+                batch_size=self.batch_size,
+                buffer_size=self.buffer_size,
+                replay_size=self.replay_size,
+                epochs=self.epochs if measure == "accuracy" else 1,
+                steps_per_task=self.steps_per_task if measure == "accuracy" else None,
+                seed=seed,
+                measure=measure,
+            )
+            for measure, seed in runs
+            for stream in self.streams
+            for method in self.methods
+        ]
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite file. Raises UsageError naming the file and what is wrong in it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Suite.model_validate(values)
+    except OSError as error:
+        raise UsageError(f"cannot read the suite file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the suite file {path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise UsageError(f"the suite file {path} is wrong: {spec_errors(error, list(Suite.model_fields))}") from error
+
+
+class Watcher:
+    """Is told how a suite goes on. This one stays silent; the command line has one that draws."""
+
+    def run_done(self, result: RunResult, done: int, total: int) -> None:
+        """A run has its result."""
+
+    def progress(self, spec: RunSpec, what: Pass, fields: dict[str, Any] | None) -> None:
+        """A pass moved on; None when it ended."""
+
+
+def default_jobs() -> int:
+    """Return how many processes run side by side: bytes do not depend on it, and start-up overlaps."""
+    return min(4, os.cpu_count() or 1)
+
+
+@dataclass
+class _Pending:
+    spec: RunSpec
+    outcomes: dict[Pass, Outcome] = field(default_factory=dict)
+    started: float = 0.0
+
+
+def run_specs(
+    specs: list[RunSpec],
+    on_result: Callable[[RunResult], None],
+    *,
+    timeout_s: float = 3600,
+    jobs: int | None = None,
+    data_root: str | None = None,
+    watcher: Watcher | None = None,
+) -> None:
+    """Run every spec, each pass in its own process, and hand over each result as soon as it is whole.
+
+    A run that fails is a result too; it never stops the others. Raises UsageError when a worker finds the request
+    itself impossible. On KeyboardInterrupt every worker is killed.
+    """
+    watcher = watcher or Watcher()
+    count = jobs or default_jobs()
+    workers = Workers(threads=max(1, (os.cpu_count() or 1) // count))
+    pending = {spec.run_id: _Pending(spec) for spec in specs}
+    pool = ThreadPoolExecutor(max_workers=count)
+
+    def work(spec: RunSpec, what: Pass) -> Outcome:
+        entry = pending[spec.run_id]
+        entry.started = entry.started or time.monotonic()
+        job = Job(spec=spec, what=what, data_root=data_root)
+        outcome = workers.run(job, timeout_s, lambda fields: watcher.progress(spec, what, fields))
+        if outcome.undeclared:  # the log has no stacks: one more run finds the line
+            outcome = workers.run(job.model_copy(update={"stacks": True}), timeout_s, lambda fields: None)
+        watcher.progress(spec, what, None)
+        return outcome
+
+    futures: dict[Future[Outcome], tuple[RunSpec, Pass]] = {
+        pool.submit(work, spec, what): (spec, what) for spec in specs for what in passes(spec)
+    }
+    done = 0
+    try:
+        while futures:
+            finished, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in finished:
+                spec, what = futures.pop(future)
+                outcome, entry = future.result(), pending[spec.run_id]
+                if outcome.usage_error:
+                    raise UsageError(outcome.reason or "the request is impossible")
+                entry.outcomes[what] = outcome
+                if len(entry.outcomes) == len(passes(spec)):
+                    result = assemble(spec, entry.outcomes, time.monotonic() - entry.started)
+                    on_result(result)
+                    done += 1
+                    watcher.run_done(result, done, len(specs))
+    finally:
+        workers.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_suite(
+    suite: Suite,
+    directory: Path,
+    *,
+    jobs: int | None = None,
+    data_root: str | None = None,
+    retry: bool = False,
+    watcher: Watcher | None = None,
+) -> list[RunResult]:
+    """Fill a directory with the results of a suite and return all of them, in the order of the specs.
+
+    retry: run again what ended as crashed or timeout. Raises UsageError when the directory cannot be written, holds
+    another suite's results, or is being filled by another process; nothing in it is touched then.
+    """
+    specs = suite.specs()
+    _claim(directory, suite)
+    lock = FileLock(directory / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"another process is filling {directory}; wait for it or choose another --out") from error
+    with lock:
+        for orphan in directory.glob(".*.part"):
+            orphan.unlink()
+        results = {}
+        for spec in specs:
+            path = directory / f"{spec.run_id}.json"
+            if path.exists():
+                result = load_result(path)
+                if not (retry and result.status in ("crashed", "timeout")):
+                    results[spec.run_id] = result
+
+        def keep(result: RunResult) -> None:
+            save_result(directory, result)
+            results[result.run_id] = result
+
+        missing = [spec for spec in specs if spec.run_id not in results]
+        run_specs(missing, keep, timeout_s=suite.timeout_s, jobs=jobs, data_root=data_root, watcher=watcher)
+    return [results[spec.run_id] for spec in specs]
+
+
+def _claim(directory: Path, suite: Suite) -> None:
+    """Make the directory and write the manifest, or check that it is this suite's already."""
+    manifest = directory / MANIFEST
+    wanted = suite.model_dump(mode="json", exclude={"timeout_s"})
+    try:
+        if not manifest.exists():
+            if directory.exists() and any(directory.iterdir()):
+                raise UsageError(f"{directory} is not empty and no results directory of clmem; choose another --out")
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(manifest, wanted)
+            return
+        found = Suite.model_validate_json(manifest.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
+    except ValidationError as error:
+        raise UsageError(f"{manifest} is not a suite manifest of this version; choose another --out") from error
+    if found.model_dump(mode="json", exclude={"timeout_s"}) != wanted:
+        changed = [key for key, value in wanted.items() if getattr(found, key) != getattr(suite, key)]
+        raise UsageError(
+            f"{directory} already holds results of another suite (different {', '.join(changed)}); choose another --out "
+            "or delete it"
+        )

@@ -1,0 +1,216 @@
+"""One process of a measurement: `python -m harness.worker`, a job on standard input, JSON lines on standard output.
+
+Lines are `{"progress": ...}` while it runs and one `{"outcome": ...}` at the end. What a method prints goes to
+standard error. The four passes differ only in who looks on: `truth` (the allocator's log and nothing else),
+`attribution` (role records too), `process` (nothing at all, pinned malloc) and `accuracy` (the full stream).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.environment import environment
+from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
+from harness.execution import Execution, Monitor, Unwatched
+from harness.job import Job, Outcome
+from harness.memory.cpu import CpuRecorder
+from harness.memory.ledger import Undeclared, join, phase_peaks
+from harness.memory.observer import Observer, PhaseMarker
+from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
+from harness.networks import build_network
+from harness.registry import method_class, method_config
+from harness.results import Accuracy
+from harness.streams import open_stream
+from harness.streams.stream import TaskStream
+from harness.training import Progress, Schedule, short_schedule, train
+from methods.base import Method, Setting
+
+Report = Callable[[Progress], None]
+
+
+def main() -> None:
+    """Read the job, do it, write the outcome."""
+    _die_with_parent()
+    job = Job.model_validate_json(sys.stdin.read())
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def report(progress: Progress) -> None:
+        fields = {"phase": progress.phase, "task": progress.task, "steps": progress.steps}
+        channel.write(json.dumps({"progress": fields}) + "\n")
+
+    outcome = perform(job, report)
+    channel.write(json.dumps({"outcome": outcome.model_dump(mode="json")}) + "\n")
+    channel.close()
+    sys.stderr.flush()
+    os._exit(0)  # tearing down a process that holds gigabytes takes long and tells nothing
+
+
+def perform(job: Job, report: Report) -> Outcome:
+    """Run one pass; whatever goes wrong becomes a status and one sentence."""
+    progress, outcome = Progress(), Outcome(environment=environment(torch.get_num_threads()))
+    try:
+        if job.what in ("truth", "attribution"):
+            _recorded(job, outcome, progress, report)
+        else:
+            _unwatched(job, outcome, progress, report)
+    except DivergedError as error:
+        outcome.status, outcome.reason = "diverged", str(error)
+    except ClmemError as error:
+        outcome.status, outcome.reason = "crashed", str(error)
+        outcome.usage_error = isinstance(error, UsageError)
+        outcome.undeclared = isinstance(error, UndeclaredStateError)
+    except Exception as error:
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        outcome.status = "oom" if is_out_of_memory(error) else "crashed"
+        outcome.reason = f"{sentence} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+    outcome.phase_s = dict(progress.seconds)
+    outcome.steps = progress.steps
+    return outcome
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on any target.
+
+    On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator.
+    """
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            "out of memory" in text.lower()
+            or "DefaultCPUAllocator: can't allocate memory" in text
+            or ("NVML_SUCCESS == r" in text and "CUDACachingAllocator" in text)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything one pass is made of."""
+
+    stream: TaskStream
+    method: Method
+    execution: Execution
+
+
+def _build(job: Job, outcome: Outcome, monitor: Monitor) -> _Run:
+    spec = job.spec
+    cls, config = method_class(spec.method), method_config(spec)
+    stream = open_stream(
+        spec.stream,
+        seed=spec.seed,
+        batch_size=spec.batch_size,
+        epochs=spec.epochs,
+        steps_per_task=spec.steps_per_task,
+        data_root=job.data_root,
+        joint=cls.joint,
+    )
+    network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
+    execution = Execution(network, monitor)
+    method = cls(
+        Setting(
+            network=network,
+            executor=execution,
+            num_classes=stream.num_classes,
+            num_tasks=stream.num_tasks,
+            image_shape=stream.image_shape,
+            batch_size=spec.batch_size,
+            buffer_size=spec.buffer_size,
+            replay_size=spec.replay_size,
+            device="cpu",
+            # A generator of the method's own: what it draws never moves the stream or the initial weights.
+            rng=np.random.default_rng([spec.seed, *b"method"]),
+            augment=stream.augment,
+        ),
+        config,
+    )
+    execution.attach(method)
+    outcome.method_config = config.model_dump(mode="json")
+    outcome.execution = execution.describe()
+    outcome.data_digest = stream.data_digest
+    return _Run(stream, method, execution)
+
+
+def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
+    """Truth and attribution: the short schedule under the allocator's log."""
+    recorder = CpuRecorder(with_stacks=job.stacks)
+    monitor = Observer(recorder) if job.what == "attribution" else PhaseMarker(recorder)
+    recorder.start()
+    try:
+        with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
+            run = _build(job, outcome, monitor)
+            schedule = short_schedule(run.method.grows_with_tasks)
+            train(run.method, run.stream, run.execution, schedule, monitor, progress, report)
+            monitor.finish()
+    finally:
+        log = recorder.stop()
+        outcome.peaks = phase_peaks(log, monitor.records.phases)
+    outcome.fingerprint = run.stream.fingerprint
+    if isinstance(monitor, Observer):
+        ledger = join(log, monitor.records)
+        if ledger.undeclared:
+            raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
+        outcome.footprint = ledger.footprint
+    else:
+        outcome.flops_per_step = _count_flops(run)
+
+
+def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
+    """Process: the short schedule as the operating system sees it. Accuracy: the full stream."""
+    reset_high_water()
+    outcome.baseline_bytes = resident_bytes()
+    full = job.what == "accuracy"
+    try:
+        run = _build(job, outcome, Unwatched())
+        schedule = Schedule() if full else short_schedule(run.method.grows_with_tasks)
+        accuracy: Accuracy = train(run.method, run.stream, run.execution, schedule, Unwatched(), progress, report)
+    finally:
+        outcome.process_peak_bytes = high_water_bytes()
+    outcome.fingerprint = run.stream.fingerprint
+    if full and run.stream.has_data:
+        outcome.accuracy = accuracy
+
+
+def _count_flops(run: _Run) -> int:
+    """Return the floating-point operations of one more training step (forward and backward)."""
+    batch = next(run.stream.train_batches(0))
+    with FlopCounterMode(display=False) as counter:
+        run.execution.learn(batch)
+    return int(counter.get_total_flops())
+
+
+def _undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:
+    total = sum(item.block.size_bytes for item in undeclared)
+    largest = undeclared[0]
+    event = largest.block.event
+    where = f"at {event.site}" if event.site else f"by {event.op}"
+    return (
+        f"method {method!r} keeps {total:,} B in {len(undeclared)} block(s) across steps without declaring them; the "
+        f"largest ({largest.block.size_bytes:,} B, found at the start of {largest.phase} of task {largest.task}) was "
+        f"allocated {where}: declare it in memory_roles(), or drop it"
+    )
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, so that a killed suite leaves no orphans."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ["CLMEM_PARENT"]):
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
