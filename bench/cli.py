@@ -1,0 +1,292 @@
+"""The command `clmem`. Every command turns its options into specs, lets the harness run them, and shows the result.
+
+Exit codes: 0 fine, 1 a check or a run failed, 2 bad usage, 130 interrupted. Errors are one sentence; `--debug` shows
+the traceback. Torch is imported only by commands that run something.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from bench.progress import Bars
+from harness.errors import ClmemError, UsageError, nearest
+from harness.results import RunResult, save_result
+from harness.spec import TARGETS, RunSpec, Scalar, spec_errors
+from harness.suite import Suite, default_jobs, load_suite, run_specs, run_suite
+
+app = typer.Typer(
+    help="Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+SUITES = Path(__file__).parent / "suites"
+T = TypeVar("T")
+
+Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
+Network = Annotated[str | None, typer.Option(help="Network; see `clmem list networks`.")]
+Width = Annotated[int | None, typer.Option(help="Channels of the network's first stage (64 is standard).")]
+Target = Annotated[str | None, typer.Option(help="Where to measure; see `clmem list targets`.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples per training batch.")]
+BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
+ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: one per core, at most 4).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    suite: Annotated[
+        str, typer.Argument(help="A suite's name (see bench/suites) or the path of a suite file.")
+    ] = "quick",
+    methods: Annotated[list[str] | None, typer.Option("--method", help="Run only these methods (repeatable).")] = None,
+    streams: Streams = None,
+    network: Network = None,
+    width: Width = None,
+    target: Target = None,
+    batch_size: BatchSize = None,
+    buffer_size: BufferSize = None,
+    replay_size: ReplaySize = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, 0 to N-1.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results directory (default: results/SUITE).")] = None,
+    jobs: Jobs = None,
+    data_root: DataRoot = None,
+    retry: Annotated[bool, typer.Option(help="Run again what crashed or timed out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite and write its report. The same command completes what was interrupted."""
+    path = Path(suite) if suite.endswith(".toml") else SUITES / f"{suite}.toml"
+    if not path.exists():
+        known = [file.stem for file in SUITES.glob("*.toml")]
+        raise UsageError(f"there is no suite {suite!r}: {nearest(suite, known)}, or give the path of a .toml file")
+    chosen = _override(
+        load_suite(path),
+        methods=methods,
+        streams=streams,
+        network=network,
+        width=width,
+        target=target,
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=replay_size,
+        seeds=None if seeds is None else list(range(seeds)),
+    )
+    chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
+    specs = chosen.specs()
+    root = None if data_root is None else str(data_root)
+    from harness.checks import check_spec
+
+    for spec in specs:
+        check_spec(spec, root)
+    directory = out or Path("results") / path.stem
+    console = Console(stderr=True)
+    try:
+        with Bars(console, len(specs)) as bars:
+            results = run_suite(chosen, directory, jobs=jobs, data_root=root, retry=retry, watcher=bars)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command completes what is missing in {directory}")
+        raise typer.Exit(130) from None
+    from reports.markdown import write_report
+
+    report_path = write_report(directory)
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
+    else:
+        from reports.load import load_sections
+        from reports.terminal import summary
+
+        print(summary(load_sections(directory)))
+        print(f"report: {report_path}")
+    raise typer.Exit(0 if all(_is_sound(result) for result in results) else 1)
+
+
+@app.command()
+def measure(
+    method: Annotated[str, typer.Argument(help="Method; see `clmem list methods`.")],
+    stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
+    network: Network = "resnet18",
+    width: Width = 64,
+    target: Target = "cpu",
+    batch_size: BatchSize = 32,
+    buffer_size: BufferSize = 15,
+    replay_size: Annotated[
+        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Also save the result file into this directory.")] = None,
+    jobs: Jobs = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one method's memory: its peak, role by role, adding up to the byte."""
+    spec = _spec(
+        method=method,
+        stream=stream,
+        network=network,
+        width=width,
+        target=target,
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        config=dict(_setting(text) for text in settings or []),
+        measure="memory",
+    )
+    root = None if data_root is None else str(data_root)
+    from harness.checks import check_spec
+
+    check_spec(spec, root)
+    if out is not None:
+        _make_directory(out)
+    results: list[RunResult] = []
+    try:
+        with Bars(Console(stderr=True), 1, announce=False) as bars:
+            run_specs([spec], results.append, jobs=jobs, data_root=root, watcher=bars)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    result = results[0]
+    if out is not None:
+        save_result(out, result)
+    if result.status != "ok":
+        raise ClmemError(f"{method} on {stream}: {result.status}: {result.reason}")
+    from reports.terminal import measure_json, measure_table
+
+    print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
+    raise typer.Exit(0 if _is_sound(result) else 1)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A results directory.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
+) -> None:
+    """Write the markdown report of a results directory."""
+    from reports.markdown import write_report
+
+    print(write_report(directory, out))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["methods", "streams", "networks", "targets", "suites"], typer.Argument(help="What to list.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to choose from."""
+    entries = _LISTS[what]()
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    column = max(map(len, entries)) + 2
+    for name, description in entries.items():
+        print(f"{name:{column}}{description}".rstrip())
+
+
+def _list_methods() -> dict[str, str]:
+    from harness.registry import method_class, method_names
+
+    return {name: (method_class(name).__doc__ or "").strip().splitlines()[0] for name in method_names()}
+
+
+def _list_streams() -> dict[str, str]:
+    from harness.streams import STREAMS
+
+    return dict(STREAMS)
+
+
+def _list_networks() -> dict[str, str]:
+    from harness.networks import NETWORKS
+
+    return NETWORKS
+
+
+_LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _list_methods,
+    "streams": _list_streams,
+    "networks": _list_networks,
+    "targets": lambda: TARGETS,
+    "suites": lambda: {file.stem: load_suite(file).title for file in sorted(SUITES.glob("*.toml"))},
+}
+
+
+def _spec(**fields: Any) -> RunSpec:
+    try:
+        return RunSpec(**fields)
+    except ValidationError as error:
+        raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
+
+
+def _override(suite: Suite, **fields: Any) -> Suite:
+    changed = {key: value for key, value in fields.items() if value is not None}
+    if "methods" in changed:
+        for name in changed["methods"]:
+            if name not in suite.methods:
+                raise UsageError(f"the suite does not run {name!r}: {nearest(name, suite.methods)}")
+        changed["config"] = {name: values for name, values in suite.config.items() if name in changed["methods"]}
+    try:
+        return Suite.model_validate({**suite.model_dump(), **changed})
+    except ValidationError as error:
+        raise UsageError(spec_errors(error, list(Suite.model_fields))) from error
+
+
+def _setting(text: str) -> tuple[str, Scalar]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set takes key=value, not {text!r}; write for example --set lr=0.01")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+    return key, parsed if isinstance(parsed, bool | int | float) else value
+
+
+def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Scalar]]:
+    config = {name: dict(values) for name, values in suite.config.items()}
+    for text in settings:
+        key, value = _setting(text)
+        method, dot, name = key.partition(".")
+        if not dot or method not in suite.methods:
+            raise UsageError(f"--set takes method.key=value with one of {suite.methods}, not {text!r}")
+        config.setdefault(method, {})[name] = value
+    return config
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --out") from error
+
+
+def _is_sound(result: RunResult) -> bool:
+    return result.status == "ok" and not result.checks
+
+
+def main() -> None:
+    """Run the command line; print errors as one sentence."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except ClmemError as error:
+        if debug:
+            raise
+        print(f"clmem: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+if __name__ == "__main__":
+    main()

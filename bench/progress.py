@@ -1,0 +1,82 @@
+"""Draws a suite's progress in a terminal: one bar for the runs, one line for each process at work."""
+
+from __future__ import annotations
+
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from harness.job import Pass
+from harness.results import RunResult
+from harness.spec import RunSpec
+from harness.suite import Watcher
+from reports.units import mib
+
+
+class Bars(Watcher):
+    """A rich progress display; a context manager. Results are printed above it as they come."""
+
+    def __init__(self, console: Console, total: int, announce: bool = True) -> None:
+        self._announce = announce
+        self._lock = Lock()
+        self._lines: dict[tuple[str, Pass], TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._runs = self._progress.add_task("runs", total=total)
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def run_done(self, result: RunResult, done: int, total: int) -> None:
+        """Move the bar and print one line about the run."""
+        self._progress.update(self._runs, completed=done, total=total)
+        if self._announce:
+            self._progress.console.print(f"{done:3d}/{total} {summary(result)}", highlight=False, soft_wrap=True)
+
+    def progress(self, spec: RunSpec, what: Pass, fields: dict[str, Any] | None) -> None:
+        """Show where a pass is."""
+        with self._lock:
+            key = (spec.run_id, what)
+            if fields is None:
+                if key in self._lines:
+                    self._progress.remove_task(self._lines.pop(key))
+                return
+            if key not in self._lines:
+                self._lines[key] = self._progress.add_task("", total=None)
+            text = f"  {spec.method} {what}: task {fields['task']} {fields['phase']}"
+            self._progress.update(self._lines[key], description=text, completed=fields["steps"])
+
+
+def summary(result: RunResult) -> str:
+    """Return one line: what was run and what came out."""
+    spec = result.spec
+    name = f"{spec.method} on {spec.stream}"
+    if result.status != "ok":
+        return f"{name}: {result.status}: {result.reason}"
+    if result.footprint is not None:
+        return f"{name}: peak {mib(result.footprint.peak_bytes)} MiB in {result.footprint.peak_phase}"
+    shown = [
+        f"{scenario} {100 * value:.1f} %"
+        for scenario in ("class-IL", "task-IL")
+        if (value := _accuracy(result, scenario)) is not None
+    ]
+    return f"{name}, seed {spec.seed}: {', '.join(shown) or 'done'}"
+
+
+def _accuracy(result: RunResult, scenario: str) -> float | None:
+    return result.metrics.get(f"{scenario.lower().replace('-', '_')}_accuracy")
