@@ -1,0 +1,123 @@
+"""The streams by name: how many tasks and classes, which shape, which normalisation. No torch, no numpy, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from harness.errors import UsageError, nearest
+
+PAD = 4
+"""Zero pixels around an image before the random crop, for every stream."""
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """One stream. Classes are split into tasks of equal size in natural order.
+
+    image_shape: of a raw sample, (channels, height, width).
+    mean, std: of each channel in ten-thousandths of full scale: integers, so that they print and hash alike anywhere.
+    flip: whether half of the training images are mirrored.
+    """
+
+    name: str
+    description: str
+    data: Literal["mini", "idx", "cifar", "tinyimagenet", "synthetic"]
+    num_tasks: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[int, int, int]
+    std: tuple[int, int, int]
+    flip: bool
+
+    @property
+    def tasks(self) -> list[range]:
+        """Return the global class numbers of each task."""
+        size = self.num_classes // self.num_tasks
+        return [range(start, start + size) for start in range(0, self.num_classes, size)]
+
+
+def _synthetic(like: StreamInfo) -> StreamInfo:
+    channels, height, width = like.image_shape
+    classes = like.num_classes // like.num_tasks
+    text = f"noise, {channels} x {height} x {width}, {like.num_tasks} tasks of {classes} classes"
+    name = like.name.replace("split-", "synthetic-")
+    return replace(like, name=name, description=f"{text}: memory only, no accuracy", data="synthetic")
+
+
+# Constants: the published per-channel statistics of each training set. Fashion-MNIST's are those of its 28 x 28
+# images, as everywhere, although ours are padded.
+_MINI = StreamInfo(
+    name="split-fashion-mini",
+    description="5,000 + 1,000 images of Fashion-MNIST that come with clmem, 5 tasks of 2 classes",
+    data="mini",
+    num_tasks=5,
+    num_classes=10,
+    image_shape=(3, 32, 32),
+    mean=(2860, 2860, 2860),
+    std=(3530, 3530, 3530),
+    flip=False,
+)
+_FASHION = replace(
+    _MINI,
+    name="split-fashion-mnist",
+    description="Fashion-MNIST, 60,000 + 10,000 images, 5 tasks of 2 classes",
+    data="idx",
+)
+_CIFAR10 = StreamInfo(
+    name="split-cifar10",
+    description="CIFAR-10, 50,000 + 10,000 images, 5 tasks of 2 classes",
+    data="cifar",
+    num_tasks=5,
+    num_classes=10,
+    image_shape=(3, 32, 32),
+    mean=(4914, 4822, 4465),
+    std=(2470, 2435, 2615),
+    flip=True,
+)
+_CIFAR100 = StreamInfo(
+    name="split-cifar100",
+    description="CIFAR-100, 50,000 + 10,000 images, 10 tasks of 10 classes",
+    data="cifar",
+    num_tasks=10,
+    num_classes=100,
+    image_shape=(3, 32, 32),
+    mean=(5071, 4867, 4408),
+    std=(2675, 2565, 2761),
+    flip=True,
+)
+_TINY = StreamInfo(
+    name="split-tinyimagenet",
+    description="TinyImageNet, 100,000 + 10,000 images of 64 x 64, 10 tasks of 20 classes",
+    data="tinyimagenet",
+    num_tasks=10,
+    num_classes=200,
+    image_shape=(3, 64, 64),
+    mean=(4802, 4480, 3975),
+    std=(2770, 2691, 2821),
+    flip=True,
+)
+
+_INFOS = {
+    info.name: info
+    for info in (
+        _MINI,
+        _FASHION,
+        _CIFAR10,
+        _CIFAR100,
+        _TINY,
+        _synthetic(_CIFAR10),
+        _synthetic(_CIFAR100),
+        _synthetic(_TINY),
+    )
+}
+
+STREAMS: dict[str, str] = {name: info.description for name, info in _INFOS.items()}
+"""Every stream's name and one line about it."""
+
+
+def lookup(name: str) -> StreamInfo:
+    """Return the stream of that name. Raises UsageError with the nearest names."""
+    if name not in _INFOS:
+        raise UsageError(f"there is no stream {name!r}: {nearest(name, list(_INFOS))}")
+    return _INFOS[name]
