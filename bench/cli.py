@@ -20,7 +20,7 @@ from bench.progress import Bars
 from harness.errors import ClmemError, UsageError, nearest
 from harness.results import RunResult, save_result
 from harness.spec import TARGETS, RunSpec, Scalar, spec_errors
-from harness.suite import Suite, default_jobs, load_suite, run_specs, run_suite
+from harness.suite import Suite, load_suite, run_specs, run_suite
 
 app = typer.Typer(
     help="Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver.",
@@ -99,9 +99,7 @@ def run(
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command completes what is missing in {directory}")
         raise typer.Exit(130) from None
-    from reports.markdown import write_report
-
-    report_path = write_report(directory)
+    report_path = _write_report(directory, None)
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
     else:
@@ -173,9 +171,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
 ) -> None:
     """Write the markdown report of a results directory."""
-    from reports.markdown import write_report
-
-    print(write_report(directory, out))
+    print(_write_report(directory, out))
 
 
 @app.command(name="list")
@@ -220,6 +216,14 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "targets": lambda: TARGETS,
     "suites": lambda: {file.stem: load_suite(file).title for file in sorted(SUITES.glob("*.toml"))},
 }
+
+
+def _write_report(directory: Path, out: Path | None) -> Path:
+    from reports.markdown import write_report
+
+    console = Console(stderr=True)
+    with console.status("writing the report") as status:
+        return write_report(directory, out, progress=lambda caption: status.update(f"drawing: {caption}"))
 
 
 def _spec(**fields: Any) -> RunSpec:

@@ -18,8 +18,8 @@ def check_spec(spec: RunSpec, data_root: str | None = None) -> None:
         raise UsageError(f"there is no target {spec.target!r}: {nearest(spec.target, list(TARGETS))}")
     if cls.uses_buffer and (spec.buffer_size == 0 or spec.replay_size == 0):
         raise UsageError(
-            f"method {spec.method!r} replays samples, so buffer size {spec.buffer_size} with {spec.replay_size} replayed "
-            "per step cannot work; give both at least 1 (--buffer-size, --replay-size)"
+            f"method {spec.method!r} replays samples, so buffer size {spec.buffer_size} with {spec.replay_size} "
+            "replayed per step cannot work; give both at least 1 (--buffer-size, --replay-size)"
         )
     prepare(spec.stream, data_root)
     stream = open_stream(

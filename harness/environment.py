@@ -18,8 +18,8 @@ ALLOCATOR_VARIABLES = (
 )
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Describe this process's surroundings for a result file. threads: torch's intra-op threads."""
+def environment() -> dict[str, Any]:
+    """Describe this process's surroundings for a result file, without importing torch."""
     return {
         "clmem": _version("clmem"),
         "python": platform.python_version(),
@@ -29,7 +29,6 @@ def environment(threads: int) -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "device": _cpu_name(),
         "cores": os.cpu_count(),
-        "threads": threads,
         "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ},
         **_commit(),
     }
@@ -43,10 +42,12 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    """Return the processor's name: x86 writes `model name`, Arm boards `Model` (of the board) or nothing."""
+    fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.lower().startswith(("model name", "model\t")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
 
 
 def _commit() -> dict[str, Any]:

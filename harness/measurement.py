@@ -37,6 +37,7 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
             baseline_bytes=unwatched.baseline_bytes,
             peak_bytes=unwatched.process_peak_bytes,
             malloc="default" if spec.measure == "accuracy" else "pinned",
+            curve=unwatched.curve,
         )
     result.phase_s = {name: round(seconds, 6) for name, seconds in unwatched.phase_s.items()}
     result.steps = unwatched.steps

@@ -13,7 +13,7 @@ from harness.errors import UsageError, nearest
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; `relu1` and `relu2` are modules of their own so that they can be watched."""
+    """Two 3x3 convolutions with a shortcut; its ReLUs are modules of their own so that they can be watched."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from memory_profiler import memory_usage
+
 from harness.job import Job, Outcome
 from harness.memory.process import PINNED_MALLOC
 
@@ -40,7 +42,10 @@ class Workers:
                 process.kill()
 
     def run(self, job: Job, timeout_s: float, on_progress: OnProgress) -> Outcome:
-        """Run one job in a fresh process and return its outcome, whatever it was."""
+        """Run one job in a fresh process and return its outcome, whatever it was.
+
+        The `process` pass is sampled from outside too: its outcome carries the curve of resident memory.
+        """
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             with self._lock:
                 process = subprocess.Popen(
@@ -57,6 +62,7 @@ class Workers:
                     process.kill()
             timer = threading.Timer(timeout_s, process.kill)
             timer.start()
+            curve = _Curve(process) if job.what == "process" else None
             try:
                 outcome = _converse(process, job, on_progress)
                 code = process.wait()
@@ -68,6 +74,7 @@ class Workers:
                 with self._lock:
                     self._running.discard(process)
             if outcome is not None:
+                outcome.curve = curve.points() if curve else []
                 return outcome
             if timed_out:
                 return Outcome(status="timeout", reason=f"the {job.what} pass took longer than {timeout_s:g} s")
@@ -88,9 +95,33 @@ class Workers:
         }
 
 
+class _Curve:
+    """Samples a process's resident memory with memory-profiler until it ends. Short spikes fall between samples."""
+
+    INTERVAL_S = 0.05
+    POINTS = 200
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._samples: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._sample, args=(process,), daemon=True)
+        self._thread.start()
+
+    def _sample(self, process: subprocess.Popen[str]) -> None:
+        self._samples = memory_usage(process, interval=self.INTERVAL_S, timestamps=True)
+
+    def points(self) -> list[tuple[float, int]]:
+        """Return (seconds since the start, bytes), at most POINTS of them, each the highest of its stretch."""
+        self._thread.join()
+        alive = [(when, int(mib * 2**20)) for mib, when in self._samples if mib > 0]
+        width = max(1, -(-len(alive) // self.POINTS))
+        highest = [max(alive[i : i + width], key=lambda point: point[1]) for i in range(0, len(alive), width)]
+        return [(round(when - alive[0][0], 3), held) for when, held in highest]
+
+
 def _converse(process: subprocess.Popen[str], job: Job, on_progress: OnProgress) -> Outcome | None:
     """Send the job, follow the progress, return the outcome; None when the worker died without one."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(job.model_dump_json())
         process.stdin.close()

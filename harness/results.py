@@ -5,9 +5,6 @@ Bytes are integers and end in `_bytes`, seconds end in `_s`. A schema change bum
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError
+from harness.files import write_json
 from harness.spec import RunSpec
 
 SCHEMA = 1
@@ -94,11 +92,14 @@ class Process(_Record):
     """Resident memory of one un-profiled process: before the network is built, and its high-water mark.
 
     malloc: `pinned` returns freed blocks to the system at once (short schedule); `default` is glibc's (full stream).
+    curve: (seconds since the process began, bytes) sampled from outside, each the highest of its stretch; between
+    samples the peak can be missed, which is why peak_bytes is the kernel's own mark.
     """
 
     baseline_bytes: int
     peak_bytes: int
     malloc: Literal["pinned", "default"]
+    curve: list[tuple[float, int]] = Field(default_factory=list)
 
 
 class Accuracy(_Record):
@@ -148,26 +149,10 @@ class RunResult(_Record):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def save_result(directory: Path, result: RunResult) -> Path:
     """Write one result file into `directory`, atomically; return its path."""
     path = directory / f"{result.run_id}.json"
-    write_json(path, result.model_dump(mode="json", by_alias=True))
-    return path
+    return write_json(path, result.model_dump(mode="json", by_alias=True))
 
 
 def load_result(path: Path) -> RunResult:

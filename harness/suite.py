@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError
+from harness.files import write_json
 from harness.job import Job, Outcome, Pass
 from harness.measurement import assemble, passes
 from harness.processes import Workers
-from harness.results import RunResult, load_result, save_result, write_json
+from harness.results import RunResult, load_result, save_result
 from harness.spec import RunSpec, Scalar, spec_errors
 
 if sys.version_info >= (3, 11):
@@ -240,6 +241,6 @@ def _claim(directory: Path, suite: Suite) -> None:
     if found.model_dump(mode="json", exclude={"timeout_s"}) != wanted:
         changed = [key for key, value in wanted.items() if getattr(found, key) != getattr(suite, key)]
         raise UsageError(
-            f"{directory} already holds results of another suite (different {', '.join(changed)}); choose another --out "
-            "or delete it"
+            f"{directory} already holds results of another suite (different {', '.join(changed)}); "
+            "choose another --out or delete it"
         )

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
@@ -60,7 +59,7 @@ def main() -> None:
 
 def perform(job: Job, report: Report) -> Outcome:
     """Run one pass; whatever goes wrong becomes a status and one sentence."""
-    progress, outcome = Progress(), Outcome(environment=environment(torch.get_num_threads()))
+    progress, outcome = Progress(), Outcome(environment={**environment(), "threads": torch.get_num_threads()})
     try:
         if job.what in ("truth", "attribution"):
             _recorded(job, outcome, progress, report)
@@ -99,7 +98,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Everything one pass is made of."""
 
     stream: TaskStream
@@ -107,7 +106,8 @@ class _Run:
     execution: Execution
 
 
-def _build(job: Job, outcome: Outcome, monitor: Monitor) -> _Run:
+def build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
+    """Open the stream, make network, method and optimizer, and note in the outcome what was made."""
     spec = job.spec
     cls, config = method_class(spec.method), method_config(spec)
     stream = open_stream(
@@ -142,7 +142,7 @@ def _build(job: Job, outcome: Outcome, monitor: Monitor) -> _Run:
     outcome.method_config = config.model_dump(mode="json")
     outcome.execution = execution.describe()
     outcome.data_digest = stream.data_digest
-    return _Run(stream, method, execution)
+    return Run(stream, method, execution)
 
 
 def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
@@ -152,7 +152,7 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
     recorder.start()
     try:
         with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
-            run = _build(job, outcome, monitor)
+            run = build(job, outcome, monitor)
             schedule = short_schedule(run.method.grows_with_tasks)
             train(run.method, run.stream, run.execution, schedule, monitor, progress, report)
             monitor.finish()
@@ -175,7 +175,7 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
     try:
-        run = _build(job, outcome, Unwatched())
+        run = build(job, outcome, Unwatched())
         schedule = Schedule() if full else short_schedule(run.method.grows_with_tasks)
         accuracy: Accuracy = train(run.method, run.stream, run.execution, schedule, Unwatched(), progress, report)
     finally:
@@ -185,8 +185,10 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
         outcome.accuracy = accuracy
 
 
-def _count_flops(run: _Run) -> int:
+def _count_flops(run: Run) -> int:
     """Return the floating-point operations of one more training step (forward and backward)."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only this pass needs it
+
     batch = next(run.stream.train_batches(0))
     with FlopCounterMode(display=False) as counter:
         run.execution.learn(batch)

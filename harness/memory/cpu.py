@@ -22,7 +22,7 @@ from harness.memory.log import AllocationLog, Event
 
 MARK = "clmem mark "
 
-NOT_THE_USER = (str(Path(torch.__file__).parent), __file__)
+NOT_THE_USER = (f"{Path(torch.__file__).parent}/", __file__)
 """Where the files lie whose lines are no answer to "who allocated this?"."""
 
 
@@ -40,7 +40,7 @@ class CpuRecorder:
         self._profile.start()
         self._running = True
         if self._sites is not None:
-            self._sites.__enter__()
+            self._sites.__enter__()  # type: ignore[no-untyped-call]
 
     def mark(self) -> int:
         """Set a mark and return its number. After `stop` it lies at the end of the log."""
@@ -54,31 +54,33 @@ class CpuRecorder:
     def stop(self) -> AllocationLog:
         """End recording and return the log. Raises LedgerError when torch lost marks."""
         if self._sites is not None:
-            self._sites.__exit__(None, None, None)
+            self._sites.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._running = False
         self._profile.stop()
-        entries: list[tuple[int, int, Any]] = []  # (time, order among equals, node)
+        entries: list[tuple[int, Any, Any]] = []  # (time, node, allocation or None for a mark)
         todo: list[Any] = list(self._profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+        todo.reverse()
         while todo:
             node = todo.pop()
-            todo.extend(node.children)
+            todo.extend(reversed(node.children))
             kind, extra = node.typed
-            if kind == _EventType.Allocation and extra.device.type == "cpu":
-                entries.append((node.start_time_ns, 0, node))
+            if kind == _EventType.Allocation:
+                if extra.device.type == "cpu":
+                    entries.append((node.start_time_ns, node, extra))
             elif kind == _EventType.TorchOp and node.name.startswith(MARK):
-                entries.append((node.start_time_ns, 1, node))
-        entries.sort(key=lambda entry: entry[:2])
+                entries.append((node.start_time_ns, node, None))
+        # Stable: what a coarse clock puts at one instant stays in the order of torch's tree.
+        entries.sort(key=lambda entry: entry[0])
         events: list[Event] = []
         marks: dict[int, int] = {}
         sites = {} if self._sites is None else self._sites.by_mark
         site: str | None = None
-        for time_ns, is_mark, node in entries:
-            if is_mark:
+        for time_ns, node, extra in entries:
+            if extra is None:
                 number = int(node.name[len(MARK) :])
                 marks[number] = len(events)
                 site = sites.get(number, site)
             else:
-                extra = node.typed[1]
                 events.append(Event(time_ns, extra.ptr, extra.alloc_size, extra.total_allocated, _operator(node), site))
         if len(marks) != self._marks:
             raise LedgerError(

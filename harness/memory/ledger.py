@@ -7,9 +7,11 @@ that sum to the allocator's peak.
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +38,7 @@ class Observation:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Saved:
     """The block was saved for backward from mark `start` to mark `end` (None: until it is freed)."""
 
@@ -60,13 +62,14 @@ class PhaseSpan:
 class Records:
     """Everything that was observed. declared: (mark, {role: bytes}) as read from the tensors themselves.
 
-    end: the mark after the last phase, when it was reached.
+    backwards: marks at which a backward began. end: the mark after the last phase, when it was reached.
     """
 
     phases: list[PhaseSpan] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     saved: list[Saved] = field(default_factory=list)
     declared: list[tuple[int, Mapping[str, int]]] = field(default_factory=list)
+    backwards: list[int] = field(default_factory=list)
     end: int | None = None
 
 
@@ -82,10 +85,16 @@ class Undeclared:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The footprint, and what was found alive between phases without being declared."""
+    """The footprint, and what was found alive between phases without being declared, largest first.
+
+    held_into_backward: workspace of a phase that was already there when a backward began in it, largest first. Logits,
+    losses and the first gradients are; anything else that is large was kept where autograd's hooks cannot look, such
+    as `ctx.x = x` in a custom Function.
+    """
 
     footprint: Footprint
     undeclared: list[Undeclared]
+    held_into_backward: list[Block]
 
 
 def phase_peaks(log: AllocationLog, phases: Iterable[PhaseSpan]) -> list[tuple[int, str, int]]:
@@ -137,7 +146,11 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         timeline=_timeline(log, roles, totals, records.phases),
         workspace_at_peak=dict(scratch.most_common()),
     )
-    return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
+    return Ledger(
+        footprint,
+        _undeclared(log, blocks, fixed, saved, records),
+        _held_into_backward(log, blocks, {*fixed, *saved}, records),
+    )
 
 
 def _totals(log: AllocationLog) -> Roles:
@@ -271,25 +284,40 @@ def _undeclared(
     boundaries = [(span.task, span.name, span.start) for span in records.phases]
     if records.end is not None:
         boundaries.append((records.phases[-1].task, "the end", records.end))
-    found: dict[int, Undeclared] = {}
-    suspects = [block for block in blocks.all if fixed.get(id(block)) not in KEPT_ROLES]
-    for task, phase, mark in boundaries:
-        state = log.marks[mark]
-        for block in suspects:
-            if id(block) not in found and block.alive(state):
-                found[id(block)] = Undeclared(task, phase, _role_at(block, state, fixed, saved), block)
-    return sorted(found.values(), key=lambda item: -item.block.size_bytes)
+    boundaries.sort(key=lambda boundary: log.marks[boundary[2]])
+    states = [log.marks[mark] for _, _, mark in boundaries]
+    found = []
+    for block in blocks.all:
+        first = bisect.bisect_left(states, block.born)
+        if first < len(states) and block.alive(states[first]) and fixed.get(id(block)) not in KEPT_ROLES:
+            task, phase, _ = boundaries[first]
+            found.append(Undeclared(task, phase, _role_at(block, states[first], fixed, saved), block))
+    return sorted(found, key=lambda item: -item.block.size_bytes)
+
+
+def _held_into_backward(log: AllocationLog, blocks: Blocks, claimed: set[int], records: Records) -> list[Block]:
+    """Find the blocks without any claim that a phase made before a backward and still has when it begins."""
+    starts = sorted(log.marks[span.start] for span in records.phases)
+    backwards = sorted(log.marks[mark] for mark in records.backwards)
+    found = []
+    for block in blocks.all:
+        first = bisect.bisect_left(backwards, block.born)
+        if id(block) not in claimed and first < len(backwards) and block.alive(backwards[first]):
+            phase_start = starts[bisect.bisect_right(starts, backwards[first]) - 1]
+            if block.born > phase_start:  # older ones are undeclared state
+                found.append(block)
+    return sorted(found, key=lambda block: -block.size_bytes)
 
 
 def _timeline(log: AllocationLog, roles: Roles, totals: Roles, spans: list[PhaseSpan]) -> Timeline:
-    """Sample the run: in each of at most TIMELINE_SAMPLES stretches of events, the state of highest total."""
+    """Sample the run: its first state, then the highest state in each of at most TIMELINE_SAMPLES stretches."""
     first, last = log.marks[spans[0].start], log.marks[spans[-1].end]
+    times = [event.time_ns for event in log.events] or [0]
     edges = np.unique(np.linspace(first, last + 1, min(TIMELINE_SAMPLES, last + 1 - first) + 1).astype(np.int64))
-    states = [int(a + totals[a:b].argmax()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    states = [first, *(int(a + totals[a:b].argmax()) for a, b in pairwise(edges))]
 
     def seconds(state: int) -> float:
-        start = log.events[max(first - 1, 0)].time_ns
-        return round((log.events[max(state - 1, 0)].time_ns - start) / 1e9, 6)
+        return round((times[max(state - 1, 0)] - times[max(first - 1, 0)]) / 1e9, 6)
 
     return Timeline(
         time_s=[seconds(state) for state in states],

@@ -7,9 +7,8 @@ gradients as they are accumulated, tensors as autograd saves and releases them, 
 from __future__ import annotations
 
 import gc
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +36,8 @@ class PhaseMarker:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.records = Records()
+        gc.collect()
+        gc.freeze()  # what the imports made is never garbage: later collections need not look at it
 
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:
@@ -76,7 +77,7 @@ class Observer(PhaseMarker):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self._state: Callable[[], Mapping[str, Iterable[Tensor]]] = dict
-        self._hooked: WeakIdKeyDictionary[Tensor, bool] = WeakIdKeyDictionary()
+        self._hooked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._in_forward = False
 
     def attach(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
@@ -171,8 +172,8 @@ class _Handle:
 
 def _hook_first(parameter: Tensor, hook: Callable[[Tensor], None]) -> None:
     """Register a post-accumulate hook before those already there: an optimizer's in backward drops the gradient."""
-    handle = parameter.register_post_accumulate_grad_hook(hook)
-    hooks = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    hooks = parameter._post_accumulate_grad_hooks
     others = {key: hooks[key] for key in hooks if key != handle.id}
     hooks.clear()  # torch calls them in the order of the dictionary itself, which move_to_end would not change
     hooks.update({handle.id: hook, **others})
@@ -218,9 +219,17 @@ def _tensors_in(value: Any) -> list[Tensor]:
 def _storages(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
     """Yield (address, bytes) of each tensor's storage; views give the storage they look into."""
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        if storage.nbytes():
-            yield storage.data_ptr(), storage.nbytes()
+        for part in _strided(tensor):
+            storage = part.untyped_storage()
+            if storage.nbytes():
+                yield storage.data_ptr(), storage.nbytes()
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return what a tensor is stored in: itself, or the indices and values of a sparse one."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    return (tensor,)
 
 
 def _method_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, list[Tensor]]:

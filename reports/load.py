@@ -1,0 +1,73 @@
+"""Loading a directory of results, and refusing to compare runs that did not learn from the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.results import RunResult, load_results
+from reports.cells import Section, is_joint, sections
+
+
+def load_sections(directory: Path) -> list[Section]:
+    """Load every result of a directory, checked and grouped, one section per setting.
+
+    Raises UsageError when the directory is missing or holds no result, when a file is not a result, or when runs that
+    would stand in one table learnt from different data.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is not a directory of results; run `clmem run` with --out {directory} first")
+    results = list(load_results(directory))
+    if not results:
+        raise UsageError(f"{directory} holds no results; run `clmem run` with --out {directory} first")
+    check_same_data(results)
+    return sections(results)
+
+
+def check_same_data(results: Sequence[RunResult]) -> None:
+    """Check that comparable runs consumed the same batches of the same data set.
+
+    Every successful run of a stream must have one `data_digest`. Every run of a stream, seed, batch size and length
+    of training must have one `fingerprint`, accuracy runs and memory runs each among themselves; joint runs have an
+    order of their own and are left out of this. Raises UsageError naming the field, both values and both runs.
+    """
+    finished = [run for run in results if run.status == "ok"]
+    _check_equal("data_digest", ((run, run.spec.stream) for run in finished))
+    joint = _joint_cells(results)
+    ordered = [run for run in finished if run.spec.cell() not in joint]
+    _check_equal("fingerprint", ((run, fingerprint_group(run)) for run in ordered))
+
+
+def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
+    """Return what runs must share for their fingerprints to be comparable.
+
+    A method that grows with the tasks is measured over all tasks on a schedule of its own, so memory runs are
+    comparable only where they trained through the same tasks and phases.
+    """
+    spec = run.spec
+    length = (spec.stream, spec.measure, spec.seed, spec.batch_size, spec.epochs, spec.steps_per_task)
+    if spec.measure == "accuracy" or run.footprint is None:
+        return length
+    trained = {(phase.task, phase.phase) for phase in run.footprint.by_phase if phase.phase in ("first_step", "step")}
+    return (*length, tuple(sorted(trained)))
+
+
+def _joint_cells(results: Iterable[RunResult]) -> set[tuple[tuple[str, str], ...]]:
+    # by cell, because the memory run of a joint method has no accuracy matrix to tell it by
+    return {run.spec.cell() for run in results if is_joint([run])}
+
+
+def _check_equal(field: str, runs: Iterable[tuple[RunResult, Hashable]]) -> None:
+    first: dict[Hashable, RunResult] = {}
+    for run, group in runs:
+        value = getattr(run, field)
+        if value is None:
+            continue
+        other = first.setdefault(group, run)
+        expected = getattr(other, field)
+        if value != expected:
+            raise UsageError(
+                f"{field} differs: {expected} in {other.run_id} but {value} in {run.run_id}, so they did not learn "
+                "from the same data and cannot share a table; delete the stale one and run it again"
+            )

@@ -1,0 +1,102 @@
+"""A directory of results as one markdown report with plots beside it; the same results give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.files import write_text
+from harness.results import RunResult
+from reports import provenance, sentences, tables
+from reports.cells import Section
+from reports.load import load_sections
+from reports.plots import Plot, draw_section
+from reports.units import UNDEFINED, plural
+
+NOTES = f"""MiB = 2^20 bytes. Tensor peak: the allocator's own peak over every phase and task of the short schedule, \
+with nothing instrumented. Process peak: resident memory of an un-profiled process, which includes the interpreter and \
+the libraries; on the short schedule freed blocks return to the system at once, on the full stream malloc keeps its \
+defaults. Accuracy and forgetting: mean over seeds ± sample standard deviation. {UNDEFINED}: not defined for the \
+method; empty: not measured. A joint run learns all tasks at once and is an upper bound."""
+
+
+def write_report(
+    directory: Path, out: Path | None = None, plots: bool = True, progress: Callable[[str], None] | None = None
+) -> Path:
+    """Write `report.md`, and its plots in `plots/` beside it, from the results in `directory`; return its path.
+
+    out: the folder to write into (made if missing), or a file whose name ends in `.md`; `directory` by default.
+    progress: called with the caption of each plot before it is drawn, which takes about a second. Every file
+    appears whole under its name, the report last. Raises UsageError on a directory without results and on results
+    that cannot share a table.
+    """
+    sections = load_sections(directory)
+    path = directory / "report.md" if out is None else out if out.suffix == ".md" else out / "report.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, list[Plot]] = {}
+    if plots:
+        drawn = {section.setting.slug: draw_section(section, path.parent / "plots", progress) for section in sections}
+    return write_text(path, report_text(sections, drawn))
+
+
+def report_text(sections: list[Section], plots: dict[str, list[Plot]] | None = None) -> str:
+    """Return the report. plots: for each section's slug, its plots, which lie in a folder `plots` beside the report."""
+    runs = list({run.run_id: run for section in sections for run in section.runs}.values())
+    parts = ["# Memory of continual-learning methods"]
+    broken = [line for section in sections for line in provenance.broken_checks(section)]
+    if broken:
+        warning = f"**{plural(len(broken), 'check').upper()} BROKEN: do not quote these numbers.**"
+        parts.append("\n".join([f"> {warning}", ">", *(f"> - {tables.cell_text(line)}" for line in broken)]))
+    parts += [_overview(sections, runs), NOTES]
+    for section in sections:
+        parts += _section(section, (plots or {}).get(section.setting.slug, []))
+    failed = provenance.failed_table(runs)
+    if failed:
+        parts += ["## Failed runs", sentences.failed_sentence(runs), failed]
+    parts += ["## Fingerprints", sentences.fingerprint_sentence(runs), provenance.fingerprint_table(runs)]
+    environment = provenance.environment_table(runs)
+    parts += ["## Environment", sentences.environment_sentence(runs), environment]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _overview(sections: list[Section], runs: list[RunResult]) -> str:
+    methods = len({run.spec.method for run in runs})
+    text = f"{plural(len(runs), 'run')} of {plural(methods, 'method')} under {plural(len(sections), 'setting')}."
+    if len(sections) == 1:
+        return text
+    return "\n".join([text, "", *(f"- {section.setting.title}" for section in sections)])
+
+
+def _section(section: Section, plots: list[Plot]) -> list[str]:
+    parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
+    parts += [_image(plot) for plot in plots if plot.kind != "timeline"]
+    if section.measured:
+        parts += ["### Roles at the peak (MiB)", sentences.role_sentence(section), tables.role_table(section)]
+        parts.append(provenance.sum_check(section))
+        parts.append(_details("Roles at the peak in bytes, and the sum check", tables.role_bytes_table(section)))
+        parts.append(_details("Each role's own peak (MiB)", tables.role_peak_table(section)))
+        parts += ["### Phases (peak MiB)", sentences.phase_sentence(section), tables.phase_table(section)]
+        parts.append(_details("Every task and phase (peak MiB)", tables.task_table(section)))
+        workspace = tables.workspace_table(section)
+        if workspace:
+            parts += ["### Workspace at the peak, by operation", sentences.workspace_sentence(section)]
+            parts.append(_details("Operations", workspace))
+    timelines = [_image(plot) for plot in plots if plot.kind == "timeline"]
+    parts.append(_details("Live bytes over time, by role", "\n\n".join(timelines)))
+    process = tables.process_table(section)
+    if process:
+        parts += ["### Process level", sentences.process_sentence(section), _details("Every process", process)]
+    parts.append(_details("Work and time", tables.time_table(section)))
+    parts.append(_details("Hyper-parameters and execution", provenance.settings_table(section)))
+    return parts
+
+
+def _image(plot: Plot) -> str:
+    """Return the PNG, which every viewer shows, linked to the SVG, which stays sharp."""
+    name = plot.png.stem
+    return f"[![{plot.caption}](plots/{name}.png)](plots/{name}.svg)"
+
+
+def _details(summary: str, content: str) -> str:
+    """Return a folded part, or nothing when it is empty; the blank lines make a code host render the markdown in it."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""

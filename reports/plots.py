@@ -1,0 +1,252 @@
+"""The plots of a section, as PNG and SVG; matplotlib is imported only when one is drawn.
+
+Every role has one colour in all plots (Okabe and Ito's palette, which colour-blind readers can tell apart).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harness.files import write_bytes
+from harness.results import RunResult
+from reports.cells import Cell, Section
+from reports.labels import place_labels, spread
+from reports.units import MIB, Statistic, mib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROLE_COLOURS = {
+    "parameters": "#0072B2",
+    "module_buffers": "#56B4E9",
+    "optimizer": "#CC79A7",
+    "gradients": "#E69F00",
+    "method_state": "#009E73",
+    "replay": "#F0E442",
+    "input": "#000000",
+    "activations": "#D55E00",
+    "workspace": "#A0A0A0",
+}
+STACK = (
+    "parameters",
+    "module_buffers",
+    "optimizer",
+    "method_state",
+    "replay",
+    "input",
+    "gradients",
+    "activations",
+    "workspace",
+)
+"""The order in which roles are stacked: what stays first, what comes and goes last, so that edges stay level."""
+POINT_COLOUR = "#0072B2"
+POINT_FACE = "#A6D0EC"
+LABEL_CHARACTERS = 34
+
+Kind = Literal["roles", "accuracy", "timeline"]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawn plot: the SVG lies beside the PNG under the same name."""
+
+    kind: Kind
+    caption: str
+    png: Path
+
+
+def draw_section(section: Section, folder: Path, progress: Callable[[str], None] | None = None) -> list[Plot]:
+    """Draw every plot for which a section has numbers into `folder` (made if missing); return them in order.
+
+    progress: called with the caption of each plot before it is drawn, which takes about a second.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = section.setting.slug
+    plots: list[Plot] = []
+
+    def draw(kind: Kind, name: str, caption: str, make: Callable[[], Figure]) -> None:
+        if progress is not None:
+            progress(caption)
+        with _style():
+            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{slug}-{name}.png")))
+
+    if section.measured:
+        draw("roles", "roles", "Bytes by role at the peak of each method", partial(roles_figure, section))
+    if accuracy_points(section):
+        draw("accuracy", "accuracy", "Accuracy against tensor peak", partial(accuracy_figure, section))
+    for number, (cell, run, footprint) in enumerate(section.measured):
+        if len(footprint.timeline.time_s) > 1:
+            name = f"timeline-{cell.method}" + _repeat_suffix(section, number)
+            caption = f"Live bytes by role over time, {cell.label}"
+            draw("timeline", name, caption, partial(timeline_figure, run, cell.label))
+    return plots
+
+
+def roles_figure(section: Section) -> Figure:
+    """Return stacked horizontal bars: one bar per method, largest peak on top, one colour per role, in MiB."""
+    measured = section.measured
+    figure, axes = _figure(8.0, 1.5 + 0.36 * len(measured))
+    present = [role for role in STACK if any(footprint.at_peak.get(role) for _, _, footprint in measured)]
+    rows = range(len(measured))
+    left = [0.0] * len(measured)
+    for role in present:
+        widths = [footprint.at_peak.get(role, 0) / MIB for _, _, footprint in measured]
+        axes.barh(rows, widths, left=left, height=0.72, color=ROLE_COLOURS[role], label=role.replace("_", " "))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row, (_, _, footprint) in enumerate(measured):
+        axes.annotate(mib(footprint.peak_bytes), (left[row], row), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(list(rows), [_short(cell.label) for cell, _, _ in measured])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max(left))
+    axes.set_xlabel("live at the peak (MiB)")
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
+    return figure
+
+
+def accuracy_points(section: Section) -> list[tuple[Cell, Statistic]]:
+    """Return the cells that have both an accuracy and a tensor peak: class-IL where any has it, else task-IL."""
+    for metric in ("class_il_accuracy", "task_il_accuracy"):
+        found = [
+            (cell, statistic)
+            for cell in section.cells
+            if cell.tensor_peak_bytes is not None and (statistic := cell.metric(metric)) is not None
+        ]
+        if found:
+            return found
+    return []
+
+
+def accuracy_figure(section: Section) -> Figure:
+    """Return accuracy (%, error bars: sample standard deviation over seeds) against tensor peak (MiB).
+
+    Joint runs, an upper bound, are hollow diamonds. Every point is labelled beside it.
+    """
+    points = accuracy_points(section)
+    class_il = any(cell.metric("class_il_accuracy") for cell, _ in points)
+    figure, axes = _figure(8.0, 5.0)
+    x = [(cell.tensor_peak_bytes or 0) / MIB for cell, _ in points]
+    y = [100 * statistic.mean for _, statistic in points]
+    errors = [100 * (statistic.deviation or 0.0) for _, statistic in points]
+    axes.errorbar(x, y, yerr=errors, fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3, zorder=4)
+    for (cell, _), across, up in zip(points, x, y, strict=True):
+        face, marker = ("white", "D") if cell.joint else (POINT_FACE, "o")
+        axes.scatter(
+            [across], [up], s=42, marker=marker, facecolor=face, edgecolor=POINT_COLOUR, linewidth=1.5, zorder=3
+        )
+    low = min(up - error for up, error in zip(y, errors, strict=True))
+    high = max(up + error for up, error in zip(y, errors, strict=True))
+    margin = max(1.0, 0.12 * (high - low))
+    axes.set_xlim(0, 1.2 * max(x))
+    axes.set_ylim(max(0.0, low - margin), min(102.0, high + margin))
+    axes.set_xlabel("tensor peak (MiB)")
+    axes.set_ylabel(f"{'class-IL' if class_il else 'task-IL'} accuracy (%)")
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    # settings go on a second line: a narrow label finds room near its point
+    labels = [
+        (_short(cell.label) + (" (upper bound)" if cell.joint else "")).replace(" (", "\n(", 1) for cell, _ in points
+    ]
+    place_labels(axes, x, y, errors, labels)
+    return figure
+
+
+def timeline_figure(result: RunResult, title: str) -> Figure:
+    """Return live bytes by role (MiB, stacked) over time (s), with a mark where each phase starts.
+
+    Raises ValueError for a result without a footprint.
+    """
+    if result.footprint is None:
+        raise ValueError(f"{result.run_id} has no footprint to draw")
+    timeline = result.footprint.timeline
+    figure, axes = _figure(8.0, 5.2)
+    present = [role for role in STACK if any(timeline.roles.get(role, []))]
+    stacks = [[size / MIB for size in timeline.roles[role]] for role in present]
+    colours = [ROLE_COLOURS[role] for role in present]
+    names = [role.replace("_", " ") for role in present]
+    axes.stackplot(timeline.time_s, stacks, colors=colours, labels=names, step="post", linewidth=0)
+    totals = [sum(sizes) for sizes in zip(*stacks, strict=True)]
+    highest = max([*totals, result.footprint.peak_bytes / MIB])
+    axes.axhline(result.footprint.peak_bytes / MIB, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)))
+    marked = [time for time, _ in timeline.marks]
+    axes.set_xlim(min([timeline.time_s[0], *marked]), max([timeline.time_s[-1], *marked]))
+    axes.set_ylim(0, 1.06 * highest)
+    axes.set_xlabel("time since the first phase (s)")
+    axes.set_ylabel("live (MiB)")
+    _mark_phases(axes, timeline.marks)
+    text = f"{_short(title)}: peak {mib(result.footprint.peak_bytes)} MiB (dashed)"
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=5, frameon=False)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _mark_phases(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
+    """Draw a line where each phase starts, its name above the plot; names of short phases are moved apart."""
+    from matplotlib.lines import Line2D
+
+    if not marks:
+        return
+    first, last = axes.get_xlim()
+    starts = [(time - first) / (last - first) for time, _ in marks]
+    for start, position, (time, name) in zip(starts, spread(starts, gap=0.026), marks, strict=True):
+        axes.axvline(time, color="white", linewidth=0.8)
+        # a plain line: clipping an annotation's arrow to its text dominated the drawing time
+        across, up, where = [start, position], [1.0, 1.05], axes.transAxes
+        axes.add_line(Line2D(across, up, transform=where, color="#888888", linewidth=0.7, clip_on=False))
+        shown = name.replace("_", " ")
+        axes.text(position, 1.06, shown, transform=where, rotation=90, ha="center", va="bottom", fontsize=8.5)
+
+
+def save_figure(figure: Figure, png: Path) -> Path:
+    """Write a figure as PNG and, beside it, as SVG, each whole or not at all; return the PNG's path.
+
+    The bytes depend on the figure and matplotlib's version only: no date, and fixed element ids.
+    """
+    from matplotlib import rc_context
+
+    # laid out once: every save would otherwise do it again
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    with rc_context({"svg.hashsalt": "clmem"}):
+        for path, metadata in ((png.with_suffix(".svg"), {"Date": None}), (png, {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+            write_bytes(path, buffer.getvalue())
+    return png
+
+
+def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+    # a bare Figure, not pyplot: no window, no global state, and no backend chosen for whoever imports us
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _style() -> AbstractContextManager[None]:
+    from matplotlib import rc_context
+
+    return rc_context({"font.family": "DejaVu Sans", "font.size": 10, "axes.labelsize": 10.5, "legend.fontsize": 9.5})
+
+
+def _repeat_suffix(section: Section, number: int) -> str:
+    """Return "-2" for the second cell of the same method, so that no two plots share a file."""
+    methods = [cell.method for cell, _, _ in section.measured]
+    same = methods[:number].count(methods[number])
+    return f"-{same + 1}" if same else ""
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"

@@ -1,0 +1,143 @@
+"""Where the numbers come from: environment, fingerprints, settings, failed runs, broken promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.results import RunResult
+from reports.cells import Section, is_joint
+from reports.load import fingerprint_group
+from reports.tables import markdown_table, observer_delta_bytes
+from reports.units import count, plural
+
+SHOWN_VALUES = 4
+"""Values of one key of the environment listed one by one; more are only counted."""
+
+
+def broken_checks(section: Section) -> list[str]:
+    """Return every broken promise of a section in one sentence each, naming the run; empty when all is well."""
+    broken = [f"{run.run_id}: {check}" for run in section.runs for check in run.checks]
+    for cell, run, footprint in section.measured:
+        where = run.run_id
+        for level, at_peak, peak in [
+            ("the peak", footprint.at_peak, footprint.peak_bytes),
+            *((f"task {p.task} {p.phase}", p.at_peak, p.peak_bytes) for p in footprint.by_phase),
+        ]:
+            residual = sum(at_peak.values()) - peak
+            if residual:
+                broken.append(f"{where}: the roles at {level} sum to {count(residual)} B more than the allocator peak")
+        delta, recorded = observer_delta_bytes(cell), run.observer_delta_bytes
+        if None not in (delta, recorded) and delta != recorded:
+            broken.append(f"{where}: observer delta is {count(delta)} B but {count(recorded)} B was recorded")
+    return broken
+
+
+def sum_check(section: Section) -> str:
+    """Return the line that says whether roles add up to the allocator's peak, and what observing cost, in bytes."""
+    residuals = {cell.label: sum(held.at_peak.values()) - held.peak_bytes for cell, _, held in section.measured}
+    deltas = {cell.label: delta for cell, _, _ in section.measured if (delta := observer_delta_bytes(cell)) is not None}
+    return (
+        f"Sum check: sum of roles - allocator peak = {_by_method(residuals)}; "
+        f"observer delta (peak with roles recorded - peak with nothing instrumented) = {_by_method(deltas)}."
+    )
+
+
+def _by_method(values: Mapping[str, int]) -> str:
+    if not values:
+        return "not measured"
+    if len(set(values.values())) == 1:
+        everywhere = "" if len(values) == 1 else f" for each of {len(values)} methods"
+        return f"{count(next(iter(values.values())))} B{everywhere}"
+    other = [f"{count(value)} B for {label}" for label, value in values.items() if value]
+    zeros = len(values) - len(other)
+    return ", ".join(other + ([f"0 B for the other {zeros}"] if zeros else []))
+
+
+def environment_table(runs: Sequence[RunResult]) -> str:
+    """Return what the runs ran on; a key with several values has one row for each, with the number of runs."""
+    rows = []
+    for key, values in environment_values(runs).items():
+        if len(values) > SHOWN_VALUES:
+            rows.append([key, f"{len(values)} values", plural(sum(values.values()), "run")])
+            continue
+        for value, number in values.items():
+            rows.append([key, value, "all" if number == len(runs) else plural(number, "run")])
+    return markdown_table(["key", "value", "runs"], rows, left=3)
+
+
+def environment_values(runs: Sequence[RunResult]) -> dict[str, dict[str, int]]:
+    """Return for every key of the environments, dotted where nested, its values and how many runs had each."""
+    values: dict[str, dict[str, int]] = {}
+    for run in runs:
+        for key, value in _flat(run.environment).items():
+            values.setdefault(key, {}).setdefault(value, 0)
+            values[key][value] += 1
+    return dict(sorted(values.items()))
+
+
+def environment_differences(runs: Sequence[RunResult]) -> list[str]:
+    """Return the keys of the environment that are not the same in every run that measures the same thing.
+
+    Memory runs pin the allocator's settings and accuracy runs do not, so the two are not held against each other.
+    """
+    differing = set()
+    for measure in ("memory", "accuracy"):
+        group = [run for run in runs if run.spec.measure == measure]
+        for key, values in environment_values(group).items():
+            if len(values) > 1 or sum(values.values()) < len(group):
+                differing.add(key)
+    return sorted(differing)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flat(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = item if isinstance(item, str) else json.dumps(item, sort_keys=True)
+    return flat
+
+
+def fingerprint_table(runs: Sequence[RunResult]) -> str:
+    """Return the digests of the batches the successful runs consumed, and which methods consumed them."""
+    joint = {run.spec.cell() for run in runs if is_joint([run])}
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        if run.status == "ok":
+            own = run.spec.cell() in joint
+            what = "memory" if run.spec.measure == "memory" else f"accuracy, {_length(run)}"
+            digest = run.fingerprint or "not recorded"
+            shown = (run.spec.stream, str(run.spec.seed), what + (" (joint: own order)" if own else ""), digest)
+            methods = groups.setdefault((*shown, run.data_digest or "not recorded", own, fingerprint_group(run)), [])
+            if run.spec.method not in methods:
+                methods.append(run.spec.method)
+    rows = [[*key[:5], ", ".join(sorted(methods))] for key, methods in groups.items()]
+    headers = ["stream", "seed", "measured", "fingerprint of the batches", "digest of the data", "methods"]
+    return markdown_table(headers, sorted(rows), left=6)
+
+
+def _length(run: RunResult) -> str:
+    steps = run.spec.steps_per_task
+    return plural(run.spec.epochs, "epoch") + ("" if steps is None else f" of at most {plural(steps, 'step')}")
+
+
+def failed_table(runs: Sequence[RunResult]) -> str:
+    """Return every run that is not ok with its status and reason; empty when there is none."""
+    rows = [[run.run_id, run.status, run.reason or "no reason recorded"] for run in runs if run.status != "ok"]
+    return markdown_table(["run", "status", "reason"], rows, left=3)
+
+
+def settings_table(section: Section) -> str:
+    """Return the typed hyper-parameters of each method and how its steps were executed."""
+    rows = []
+    for cell in section.cells:
+        run = next((run for run in cell.runs if run.method_config or run.execution), cell.runs[0])
+        rows.append([cell.label, _settings(run.method_config), _settings(run.execution)])
+    return markdown_table(["method", "hyper-parameters", "execution"], rows, left=3)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(_flat(values).items()))

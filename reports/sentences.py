@@ -1,0 +1,148 @@
+"""One sentence of what a table says, made from its numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from harness.results import RunResult
+from reports.cells import Cell, Section
+from reports.provenance import environment_differences, environment_values
+from reports.units import mib, plural, share
+
+REFERENCE = "sgd"
+"""The method the others are compared with, where it is present: plain training, nothing against forgetting."""
+
+
+def headline_sentence(section: Section) -> str:
+    """Say how far the largest tensor peak lies above the reference, what it is made of, and who learns best."""
+    if not section.measured:
+        return "No method has a measured footprint here." + _best(section)
+    largest, _, footprint = section.measured[0]
+    at_peak = footprint.at_peak
+    role = max(at_peak, key=lambda name: at_peak[name])
+    made_of = f"{share(at_peak[role], sum(at_peak.values()))} of it is {_spoken(role)}"
+    text = f"At its peak {largest.label} holds {mib(largest.tensor_peak_bytes)} MiB"
+    measured = [cell for cell, _, _ in section.measured]
+    reference, smallest = _reference(measured), measured[-1]
+    if reference is not largest:
+        ratio = (largest.tensor_peak_bytes or 0) / (reference.tensor_peak_bytes or 1)
+        text += f", {ratio:.1f}x {reference.label} ({mib(reference.tensor_peak_bytes)} MiB)"
+    text += f"; {made_of}."
+    if (smallest.tensor_peak_bytes or 0) < (reference.tensor_peak_bytes or 0):
+        text += f" {smallest.label} holds the least, {mib(smallest.tensor_peak_bytes)} MiB."
+    return text + _later(measured) + _best(section)
+
+
+def role_sentence(section: Section) -> str:
+    """Say which role is the largest at the peak, in how many methods."""
+    largest = Counter(
+        max(footprint.at_peak, key=lambda name: footprint.at_peak[name]) for _, _, footprint in section.measured
+    )
+    return _counted(largest, "is the largest role at the peak of", _spoken)
+
+
+def phase_sentence(section: Section) -> str:
+    """Say in which phase the peak falls, in how many methods."""
+    phases = Counter(footprint.peak_phase for _, _, footprint in section.measured)
+    return _counted(phases, "owns the peak of", lambda phase: f"`{phase}`")
+
+
+def workspace_sentence(section: Section) -> str:
+    """Say whose workspace at the peak is the largest, and what its largest operation is."""
+    cell, _, footprint = max(section.measured, key=lambda found: sum(found[2].workspace_at_peak.values()))
+    whole = sum(footprint.workspace_at_peak.values())
+    if not whole:
+        return "No method holds workspace at its peak."
+    operations = footprint.workspace_at_peak
+    first = min(operations, key=lambda name: (-operations[name], name))
+    return (
+        f"{cell.label} holds the most workspace at its peak, {mib(whole)} MiB, "
+        f"{share(operations[first], whole)} of it in `{first}`."
+    )
+
+
+def process_sentence(section: Section) -> str:
+    """Say what a process holds before a network is built, which no method can save."""
+    baselines = [run.process.baseline_bytes for run in section.runs if run.process is not None and run.status == "ok"]
+    if min(baselines) == max(baselines):
+        return f"Before the network is built the process already holds {mib(baselines[0])} MiB."
+    return f"Before the network is built the process already holds {mib(min(baselines))} to {mib(max(baselines))} MiB."
+
+
+def fingerprint_sentence(runs: Sequence[RunResult]) -> str:
+    """Say how many runs were compared, and that the loader found their batches equal (it refuses them otherwise)."""
+    known = sum(run.fingerprint is not None for run in runs if run.status == "ok")
+    finished = sum(run.status == "ok" for run in runs)
+    if known < finished:
+        return f"Only {known} of {plural(finished, 'finished run')} recorded the batches they consumed."
+    return f"Comparable runs among the {plural(finished, 'finished run')} consumed identical batches."
+
+
+def environment_sentence(runs: Sequence[RunResult]) -> str:
+    """Say on how many environments the runs ran, and what differs."""
+    differing = environment_differences(runs)
+    if not environment_values(runs):
+        return "No run recorded its environment."
+    if not differing:
+        return f"{_sentence_case(plural(len(runs), 'run'))} on one and the same environment."
+    verb = "differs" if len(differing) == 1 else "differ"
+    return f"The environment is not the same in all {len(runs)} runs: {', '.join(differing)} {verb}."
+
+
+def failed_sentence(runs: Sequence[RunResult]) -> str:
+    """Say how many runs failed, and how."""
+    failed = Counter(run.status for run in runs if run.status != "ok")
+    kinds = ", ".join(f"{number} {status}" for status, number in sorted(failed.items()))
+    return f"{sum(failed.values())} of {plural(len(runs), 'run')} did not finish ({kinds})."
+
+
+def _reference(cells: Sequence[Cell]) -> Cell:
+    return next((cell for cell in cells if cell.method == REFERENCE), cells[-1])
+
+
+def _later(cells: Sequence[Cell]) -> str:
+    """Say who holds least after the first task, where that differs from the peak."""
+    fallen = [cell for cell in cells if (cell.later_peak_bytes or 0) < (cell.tensor_peak_bytes or 0) and not cell.joint]
+    known = [cell for cell in fallen if cell.later_peak_bytes is not None]
+    if not known:
+        return ""
+    least = min(known, key=lambda cell: cell.later_peak_bytes or 0)
+    before, after = mib(least.tensor_peak_bytes), mib(least.later_peak_bytes)
+    return f" After the first task {least.label} falls from {before} to {after} MiB."
+
+
+def _best(section: Section) -> str:
+    """Say who reaches the highest accuracy, in class-IL where any method has it; joint runs are an upper bound."""
+    for scenario, shown in (("class_il", "class-IL"), ("task_il", "task-IL")):
+        known = [
+            (statistic, cell)
+            for cell in section.cells
+            if not cell.joint and (statistic := cell.metric(f"{scenario}_accuracy")) is not None
+        ]
+        if len(known) > 1:
+            statistic, cell = max(known, key=lambda pair: pair[0].mean)
+            seeds = plural(statistic.n, "seed")
+            peak = "" if cell.tensor_peak_bytes is None else f", at {mib(cell.tensor_peak_bytes)} MiB"
+            return f" The highest {shown} accuracy is {statistic.percent()} % ({cell.label}, {seeds}{peak})."
+    return ""
+
+
+def _counted(counts: Counter[str], verb: str, spoken: Callable[[str], str]) -> str:
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    if len(ordered) == 1:
+        return (
+            f"{_sentence_case(spoken(ordered[0][0]))} {verb} {'the method' if total == 1 else f'all {total} methods'}."
+        )
+    (first, number), *others = ordered
+    rest = "".join(f", {spoken(name)} of {fewer}" for name, fewer in others)
+    return f"{_sentence_case(spoken(first))} {verb} {number} of {total} methods{rest}."
+
+
+def _spoken(role: str) -> str:
+    return role.replace("_", " ")
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,169 @@
+"""The markdown tables of one section. Every number is measured; empty means not measured, a dash not defined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from harness.results import PHASES, ROLES
+from reports.cells import Cell, Section
+from reports.units import UNDEFINED, count, mib, share
+
+ACCURACY_COLUMNS = (
+    ("class_il_accuracy", "ACC class-IL %"),
+    ("task_il_accuracy", "ACC task-IL %"),
+    ("class_il_forgetting_max_previous", "forgetting_max_previous class-IL %"),
+    ("task_il_forgetting_max_previous", "forgetting_max_previous task-IL %"),
+)
+WORKSPACE_ROWS = 5
+"""Operations shown per method in the workspace table; the rest is summed into one row."""
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, last: str = "right") -> str:
+    """Return a GitHub-flavoured table: the first `left` columns aligned left, the others (numbers) right.
+
+    last: how the last column is aligned where it is not among the first. Empty without rows.
+    """
+    if not rows:
+        return ""
+    # "pipe" is tabulate's github format with the alignment written into the rule, where a code host reads it
+    align = ["left"] * left + ["right"] * (len(headers) - left - 1) + [last] * (len(headers) > left)
+    safe = [[cell_text(value) for value in row] for row in rows]
+    return tabulate(safe, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def cell_text(text: str) -> str:
+    """Return text that cannot break out of its table cell: one line, no bare pipes or tags."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def headline_table(section: Section) -> str:
+    """Return one row per method: tensor and process peaks, accuracy, forgetting, seeds, status."""
+    later = later_differs(section)
+    headers = ["method", "tensor peak MiB", *(["tensor peak in later tasks MiB"] if later else [])]
+    headers += ["process peak MiB", "process peak of the full stream MiB"]
+    headers += [header for _, header in ACCURACY_COLUMNS] + ["seeds", "status"]
+    rows = []
+    for cell in section.cells:
+        row = [cell.label, mib(cell.tensor_peak_bytes), *([mib(cell.later_peak_bytes)] if later else [])]
+        row += [mib(cell.process_peak_bytes("pinned")), mib(cell.process_peak_bytes("default"))]
+        row += [accuracy_text(cell, name) for name, _ in ACCURACY_COLUMNS]
+        rows.append([*row, count(len(cell.accuracy) or None), cell.status()])
+    return markdown_table(headers, rows, last="left")
+
+
+def later_differs(section: Section) -> bool:
+    """Tell whether any method's tensor peak falls in its first task only, as where a trunk freezes after it."""
+    return any(cell.later_peak_bytes not in (None, cell.tensor_peak_bytes) for cell in section.cells)
+
+
+def accuracy_text(cell: Cell, metric: str) -> str:
+    """Return a metric as percent with ± over seeds; a dash where not defined, empty where nothing was learnt."""
+    if not cell.has_accuracy():
+        return ""
+    statistic = cell.metric(metric)
+    if statistic is None:
+        return UNDEFINED
+    # fewer values than the seeds column says must be visible next to the number itself
+    return statistic.percent() + (f" (n = {statistic.n})" if statistic.n != len(cell.accuracy) else "")
+
+
+def role_table(section: Section) -> str:
+    """Return bytes by role at the peak in MiB; the total is the peak, in MiB and in bytes."""
+    rows = []
+    for cell, _, footprint in section.measured:
+        roles = [mib(footprint.at_peak.get(role, 0)) for role in ROLES]
+        total = sum(footprint.at_peak.values())
+        rows.append([cell.label, *roles, mib(total), count(total)])
+    return markdown_table(["method", *ROLES, "total MiB", "total bytes"], rows)
+
+
+def role_bytes_table(section: Section) -> str:
+    """Return the same in bytes, with the sum check and the observer delta of each method."""
+    rows = []
+    for cell, _, footprint in section.measured:
+        roles = [count(footprint.at_peak.get(role, 0)) for role in ROLES]
+        total = sum(footprint.at_peak.values())
+        residual = total - footprint.peak_bytes
+        rows.append([cell.label, *roles, count(total), count(residual), count(observer_delta_bytes(cell))])
+    headers = ["method", *ROLES, "sum of roles", "sum of roles - allocator peak", "observer delta"]
+    return markdown_table(headers, rows)
+
+
+def role_peak_table(section: Section) -> str:
+    """Return each role's own highest value in MiB: these need not coincide, so they have no total."""
+    rows = [
+        [cell.label, *(mib(footprint.role_peaks.get(role, 0)) for role in ROLES)]
+        for cell, _, footprint in section.measured
+    ]
+    return markdown_table(["method", *ROLES], rows)
+
+
+def phase_table(section: Section) -> str:
+    """Return the peak of each phase in MiB over all tasks, and which task, phase and operation owned the peak."""
+    rows = []
+    for cell, _, footprint in section.measured:
+        peaks = [mib(footprint.phases.get(phase)) for phase in PHASES]
+        owner = [f"task {footprint.peak_task}, {footprint.peak_phase}", f"`{footprint.peak_op}`"]
+        rows.append([cell.label, *owner, *peaks])
+    return markdown_table(["method", "peak reached in", "by operation", *PHASES], rows, left=3)
+
+
+def task_table(section: Section) -> str:
+    """Return the peak of every phase of every task in MiB, by the un-instrumented pass where it recorded them."""
+    rows = []
+    for cell, run, footprint in section.measured:
+        peaks = {(phase.task, phase.phase): phase.peak_bytes for phase in footprint.by_phase}
+        if run.allocator is not None and run.allocator.by_phase:
+            peaks = {(task, phase): peak for task, phase, peak in run.allocator.by_phase}
+        for task in sorted({task for task, _ in peaks}):
+            rows.append([cell.label, count(task), *(mib(peaks.get((task, phase))) for phase in PHASES)])
+    return markdown_table(["method", "task", *PHASES], rows)
+
+
+def workspace_table(section: Section) -> str:
+    """Return the operations that own the workspace at the peak, largest first, with their share of it."""
+    rows = []
+    for cell, _, footprint in section.measured:
+        operations = sorted(footprint.workspace_at_peak.items(), key=lambda item: (-item[1], item[0]))
+        whole = sum(footprint.workspace_at_peak.values())
+        shown = [(f"`{name}`", size) for name, size in operations[:WORKSPACE_ROWS]]
+        rest = operations[WORKSPACE_ROWS:]
+        if rest:
+            shown.append((f"{len(rest)} more", sum(size for _, size in rest)))
+        rows += [[cell.label, name, mib(size), count(size), share(size, whole)] for name, size in shown]
+    return markdown_table(["method", "operation", "MiB", "bytes", "share of the workspace"], rows, left=2)
+
+
+def process_table(section: Section) -> str:
+    """Return the process level: the baseline before the network is built, the peak, and what lies between, in MiB."""
+    rows = []
+    for cell in section.cells:
+        for run in (cell.memory, *cell.accuracy):
+            if run is not None and run.process is not None:
+                process = run.process
+                what = "short schedule" if run.spec.measure == "memory" else f"full stream, seed {run.spec.seed}"
+                above = process.peak_bytes - process.baseline_bytes
+                numbers = [mib(process.baseline_bytes), mib(process.peak_bytes), mib(above)]
+                rows.append([cell.label, what, process.malloc, *numbers])
+    return markdown_table(["method", "run", "malloc", "baseline MiB", "peak MiB", "above baseline MiB"], rows, left=3)
+
+
+def time_table(section: Section) -> str:
+    """Return floating-point operations of a steady step, and the seconds of the full stream, mean over seeds."""
+    rows = []
+    for cell in section.cells:
+        flops = next((run.flops_per_step for run in cell.runs if run.flops_per_step is not None), None)
+        seconds = [run.wall_s for run in cell.accuracy]
+        if flops is not None or seconds:
+            wall = f"{sum(seconds) / len(seconds):,.1f}" if seconds else ""
+            rows.append([cell.label, "" if flops is None else f"{flops / 1e9:,.2f}", wall])
+    return markdown_table(["method", "GFLOP per step", "full stream s"], rows)
+
+
+def observer_delta_bytes(cell: Cell) -> int | None:
+    """Return the ledger's peak minus the un-instrumented peak in bytes, None where one of them is missing."""
+    if cell.memory is None or cell.memory.footprint is None or cell.memory.allocator is None:
+        return None
+    return cell.memory.footprint.peak_bytes - cell.memory.allocator.peak_bytes

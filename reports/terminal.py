@@ -1,0 +1,159 @@
+"""What a terminal of 80 columns shows, and the footprint object that `--json` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from harness.results import PHASES, ROLES, RunResult
+from reports.cells import Section
+from reports.provenance import broken_checks
+from reports.tables import accuracy_text, later_differs
+from reports.units import count, mib, share
+
+COLUMNS = 80
+MINIMUM_NAME = 12
+
+
+def measure_table(result: RunResult) -> str:
+    """Return one memory run as text of at most 80 columns: roles, phases, peaks, sum check, broken promises."""
+    spec = result.spec
+    config = "".join(f", {key}={value}" for key, value in spec.config.items())
+    parts = [
+        _wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
+        _wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}"),
+    ]
+    if result.status != "ok":
+        parts.append(_wrap(f"NOT OK ({result.status}): {result.reason or 'no reason recorded'}"))
+    parts += [_wrap(f"BROKEN: {check}") for check in result.checks]
+    footprint = result.footprint
+    if footprint is not None:
+        where = f"task {footprint.peak_task}, {footprint.peak_phase}, {footprint.peak_op}"
+        parts += [_wrap(f"peak reached in: {where}"), "", _roles(result), "", _phases(result), ""]
+        total = sum(footprint.at_peak.values())
+        parts.append(_wrap(f"sum of roles - allocator peak = {count(total - footprint.peak_bytes)} B"))
+    if result.observer_delta_bytes is not None:
+        parts.append(_wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
+    parts += _peaks(result)
+    return "\n".join(parts)
+
+
+def _roles(result: RunResult) -> str:
+    footprint = result.footprint
+    assert footprint is not None
+    total = sum(footprint.at_peak.values())
+    rows = []
+    for role in ROLES:
+        size = footprint.at_peak.get(role, 0)
+        rows.append([role, count(size), mib(size), share(size, total), mib(footprint.role_peaks.get(role, 0))])
+    rows.append(["total", count(total), mib(total), share(total, total), ""])
+    return _table(["role at the peak", "bytes", "MiB", "share", "own peak MiB"], rows)
+
+
+def _phases(result: RunResult) -> str:
+    footprint = result.footprint
+    assert footprint is not None
+    known = [(phase, footprint.phases[phase]) for phase in PHASES if phase in footprint.phases]
+    return _table(["phase", "peak bytes", "peak MiB"], [[phase, count(peak), mib(peak)] for phase, peak in known])
+
+
+def _peaks(result: RunResult) -> list[str]:
+    lines = []
+    if result.allocator is not None:
+        peak = result.allocator.peak_bytes
+        lines.append(_wrap(f"tensor peak, nothing instrumented: {mib(peak)} MiB ({count(peak)} B)"))
+    if result.process is not None:
+        process = result.process
+        above = process.peak_bytes - process.baseline_bytes
+        text = f"{mib(process.peak_bytes)} MiB, {mib(above)} above a baseline of {mib(process.baseline_bytes)}"
+        lines.append(_wrap(f"process peak ({process.malloc} malloc): {text}"))
+    return lines
+
+
+def measure_json(result: RunResult) -> dict[str, Any]:
+    """Return the footprint object of one memory run, ready for JSON; sizes in bytes, null where not measured."""
+    spec, footprint = result.spec, result.footprint
+    process = result.process
+    return {
+        "schema": result.schema_version,
+        "method": spec.method,
+        "stream": spec.stream,
+        "network": spec.network,
+        "width": spec.width,
+        "target": spec.target,
+        "batch_size": spec.batch_size,
+        "buffer_size": spec.buffer_size,
+        "replay_size": spec.replay_size,
+        "execution": result.execution,
+        "peak_bytes": footprint.peak_bytes if footprint else None,
+        "peak_task": footprint.peak_task if footprint else None,
+        "peak_phase": footprint.peak_phase if footprint else None,
+        "peak_op": footprint.peak_op if footprint else None,
+        "at_peak": {role: footprint.at_peak.get(role, 0) for role in ROLES} if footprint else None,
+        "role_peaks": {role: footprint.role_peaks.get(role, 0) for role in ROLES} if footprint else None,
+        "phases": footprint.phases if footprint else None,
+        "allocator": result.allocator.model_dump(include={"kind", "peak_bytes"}) if result.allocator else None,
+        "process": process.model_dump(include={"baseline_bytes", "peak_bytes"}) if process else None,
+        "observer_delta_bytes": result.observer_delta_bytes,
+        "fingerprint": result.fingerprint,
+        "environment": result.environment,
+    }
+
+
+def summary(sections: Sequence[Section]) -> str:
+    """Return the headline and the roles at the peak of every section as text of at most 80 columns."""
+    parts = []
+    for section in sections:
+        parts += [_wrap(section.setting.title), *(_wrap(f"BROKEN: {line}") for line in broken_checks(section))]
+        parts += ["", _headline(section)]
+        parts += [f"\n{block}" for block in _role_blocks(section)]
+        parts.append("")
+    return "\n".join(parts).rstrip("\n")
+
+
+def _headline(section: Section) -> str:
+    # the percentages lose their ± here: the report has them, a terminal of 80 columns has no room
+    later = later_differs(section)
+    rows = []
+    for cell in section.cells:
+        accuracies = [accuracy_text(cell, name).split(" ")[0] for name in ("class_il_accuracy", "task_il_accuracy")]
+        peaks = [mib(cell.tensor_peak_bytes), *([mib(cell.later_peak_bytes)] if later else [])]
+        failed = next((run.status for run in cell.failed), "")
+        peaks.append(mib(cell.process_peak_bytes("pinned")))
+        rows.append([cell.label, *peaks, *accuracies, count(len(cell.accuracy) or None), failed])
+    headers = ["method", "tensor\nMiB", *(["later\ntasks\nMiB"] if later else []), "process\nMiB"]
+    return _table([*headers, "class-IL\nACC %", "task-IL\nACC %", "seeds", "status"], rows)
+
+
+def _role_blocks(section: Section, per_block: int = 3) -> list[str]:
+    """Return tables with roles as rows and a few methods as columns: nine roles do not fit side by side."""
+    blocks = []
+    for start in range(0, len(section.measured), per_block):
+        shown = section.measured[start : start + per_block]
+        rows = [[role, *(mib(footprint.at_peak.get(role, 0)) for _, _, footprint in shown)] for role in ROLES]
+        rows.append(["total", *(mib(sum(footprint.at_peak.values())) for _, _, footprint in shown)])
+        blocks.append(_table(["MiB at the peak", *(_short(cell.label, 18) for cell, _, _ in shown)], rows))
+    return blocks
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of at most 80 columns: numbers right-aligned, the first column cut short where it must be."""
+    tops = [header.split("\n") for header in headers]
+    height = max(len(top) for top in tops)
+    lines = [list(line) for line in zip(*([""] * (height - len(top)) + top for top in tops), strict=True)]
+    widths = [max(len(line[column]) for line in [*lines, *rows]) for column in range(len(headers))]
+    widths[0] = min(widths[0], max(MINIMUM_NAME, COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    text = []
+    for line in [*lines, ["-" * width for width in widths], *rows]:
+        numbers = [value.rjust(width) for value, width in zip(line[1:], widths[1:], strict=True)]
+        text.append("  ".join([_short(line[0], widths[0]).ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join(text)
+
+
+def _short(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 1] + "…"
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

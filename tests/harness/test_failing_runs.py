@@ -1,0 +1,130 @@
+"""Whatever goes wrong in a run is a recorded status with one sentence, and the other runs go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.job import Job
+from harness.processes import Workers
+from harness.results import RunResult
+from harness.spec import RunSpec
+from harness.suite import run_specs
+from harness.worker import is_out_of_memory
+from tests.harness import rogue
+
+
+def spec(method: str, **fields: object) -> RunSpec:
+    return RunSpec(method=method, stream="split-fashion-mini", width=1, batch_size=4, **fields)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
+    """Run every rogue, with one honest method at the end, side by side."""
+    folder = tmp_path_factory.mktemp("rogue")
+    rogue.install(folder)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(folder))
+    patch.syspath_prepend(str(folder))
+    collected: dict[str, RunResult] = {}
+    quick = {"measure": "accuracy", "steps_per_task": 1}
+    specs = [
+        spec("rogue-hoarder"),
+        spec("rogue-exhausted", **quick),
+        spec("rogue-segfault", **quick),
+        spec("rogue-talker", **quick),
+        spec("sgd", config={"lr": 1e30}, **quick),
+        spec("er", **quick),
+    ]
+    run_specs(specs, lambda result: collected.__setitem__(result.spec.method, result), timeout_s=120)
+    patch.undo()
+    return collected
+
+
+def test_undeclared_state_fails_with_its_size_and_the_line_that_allocated_it(results: dict[str, RunResult]) -> None:
+    result = results["rogue-hoarder"]
+    assert result.status == "crashed"
+    assert result.reason is not None
+    line = 1 + rogue.MODULE.splitlines().index("        self.kept = torch.zeros(1000)")
+    assert "4,000 B" in result.reason
+    assert f"rogue_methods.py:{line} (after_step)" in result.reason
+    assert "memory_roles()" in result.reason
+
+
+def test_a_declared_tensor_that_torch_did_not_allocate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rogue.install(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = Workers(1).run(Job(spec=spec("rogue-foreign"), what="attribution"), 120, lambda fields: None)
+    assert outcome.status == "crashed"
+    assert "not allocated by torch" in (outcome.reason or "")
+
+
+def test_running_out_of_memory_is_recorded_with_its_phase(results: dict[str, RunResult]) -> None:
+    assert results["rogue-exhausted"].status == "oom"
+    assert "before_task of task 0" in (results["rogue-exhausted"].reason or "")
+
+
+def test_a_crash_of_the_process_is_recorded_with_its_signal(results: dict[str, RunResult]) -> None:
+    assert results["rogue-segfault"].status == "crashed"
+    assert "SIGSEGV" in (results["rogue-segfault"].reason or "")
+
+
+def test_an_infinite_loss_is_recorded_as_diverged(results: dict[str, RunResult]) -> None:
+    assert results["sgd"].status == "diverged"
+    assert "smaller lr" in (results["sgd"].reason or "")
+
+
+def test_what_a_method_prints_does_not_disturb_the_harness(results: dict[str, RunResult]) -> None:
+    assert results["rogue-talker"].status == "ok", results["rogue-talker"].reason
+
+
+def test_the_honest_run_beside_them_is_whole(results: dict[str, RunResult]) -> None:
+    result = results["er"]
+    assert result.status == "ok"
+    assert result.accuracy is not None
+    assert len(result.accuracy.task_il) == 5
+    assert result.process is not None
+    assert result.process.peak_bytes > result.process.baseline_bytes > 0
+
+
+def test_a_pass_that_takes_too_long_is_recorded_as_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rogue.install(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = Workers(1).run(Job(spec=spec("rogue-sleeper"), what="accuracy"), 8, lambda fields: None)
+    assert outcome.status == "timeout"
+    assert "longer than 8 s" in (outcome.reason or "")
+
+
+def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:
+    with pytest.raises(UsageError, match=r"batch"):
+        run_specs([spec("sgd").model_copy(update={"batch_size": 100_000})], lambda result: None, timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:838"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_workers_do_not_inherit_the_pinned_malloc_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "MALLOC_TRIM_THRESHOLD_", "0")
+    quick = spec("sgd", measure="accuracy", steps_per_task=1)
+    outcome = Workers(1).run(Job(spec=quick, what="accuracy"), 120, lambda fields: None)
+    assert outcome.environment["allocator"] == {}

@@ -1,0 +1,70 @@
+"""Runs that did not learn from the same data are refused a common table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.results import RunResult, save_result
+from reports.load import check_same_data, load_sections
+
+MakeRun = Callable[..., RunResult]
+ROWS = [[0.9, 0.1], [0.5, 0.9]]
+
+
+def test_the_example_is_accepted(tmp_path: Path, example_runs: list[RunResult]) -> None:
+    for run in example_runs:
+        save_result(tmp_path, run)
+    (section,) = load_sections(tmp_path)
+    assert {run.run_id for run in section.runs} == {run.run_id for run in example_runs}
+
+
+def test_accuracy_runs_on_different_batches_are_refused(accuracy_run: MakeRun) -> None:
+    one, other = accuracy_run("sgd", 0, ROWS, ROWS), accuracy_run("er", 0, ROWS, ROWS, fingerprint="0123")
+    with pytest.raises(UsageError, match=f"fingerprint differs: beef0 in {one.run_id} but 0123 in {other.run_id}"):
+        check_same_data([one, other])
+
+
+def test_memory_runs_on_different_batches_are_refused(memory_run: MakeRun) -> None:
+    with pytest.raises(UsageError, match=r"fingerprint differs: f00d .* but 0123"):
+        check_same_data([memory_run("sgd", {}), memory_run("er", {}, fingerprint="0123")])
+
+
+def test_a_method_measured_over_all_tasks_has_batches_of_its_own(memory_run: MakeRun) -> None:
+    check_same_data([memory_run("sgd", {}), memory_run("pnn", {}, tasks=5, fingerprint="0123")])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"batch_size": 8}, {"epochs": 3}, {"steps_per_task": 5}, {"stream": "split-cifar100"}]
+)
+def test_runs_that_are_not_comparable_may_differ(accuracy_run: MakeRun, changed: dict[str, object]) -> None:
+    check_same_data(
+        [accuracy_run("sgd", 0, ROWS, ROWS), accuracy_run("er", 0, ROWS, ROWS, fingerprint="0123", **changed)]
+    )
+
+
+def test_different_data_is_refused_also_of_joint_runs(accuracy_run: MakeRun) -> None:
+    joint = accuracy_run("joint", 0, [[0.9, 0.9]], None, fingerprint="0123", data_digest="bad")
+    with pytest.raises(UsageError, match=r"data_digest differs: da7a .* but bad"):
+        check_same_data([accuracy_run("sgd", 0, ROWS, ROWS), joint])
+
+
+def test_a_joint_run_has_an_order_of_its_own_in_both_measures(memory_run: MakeRun, accuracy_run: MakeRun) -> None:
+    joint = [memory_run("joint", {}, fingerprint="1"), accuracy_run("joint", 0, [[0.9, 0.9]], None, fingerprint="2")]
+    check_same_data([memory_run("sgd", {}), accuracy_run("sgd", 0, ROWS, ROWS), *joint])
+
+
+def test_failed_runs_consumed_only_a_part_and_are_not_compared(accuracy_run: MakeRun) -> None:
+    failed = accuracy_run("er", 0, None, None, status="crashed", reason="killed")
+    failed.fingerprint = "0123"
+    check_same_data([accuracy_run("sgd", 0, ROWS, ROWS), failed])
+
+
+def test_a_directory_without_results_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no results; run `clmem run`"):
+        load_sections(tmp_path)
+    with pytest.raises(UsageError, match="is not a directory"):
+        load_sections(tmp_path / "missing")

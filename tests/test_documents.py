@@ -1,0 +1,96 @@
+"""What the documents say is true: their commands exist, their example works, their map names what is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from bench.cli import app
+from harness.job import Job
+from harness.processes import Workers
+from harness.registry import method_names
+from harness.spec import RunSpec
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shell_lines(document: Path) -> list[str]:
+    """Command lines in fenced blocks (prompts stripped, continuation lines joined)."""
+    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").strip() for line in lines]
+
+
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip().removeprefix(".venv/bin/")
+        for document in DOCUMENTS
+        for line in shell_lines(document)
+        if line.removeprefix(".venv/bin/").startswith("clmem ")
+    }
+)
+
+
+def test_the_readme_shows_commands() -> None:
+    assert any(command.startswith("clmem run") for command in COMMANDS)
+    assert any(command.startswith("clmem measure") for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_documented_command_parses(command: str) -> None:
+    name, *arguments = shlex.split(command)[1:]
+    subcommand = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert subcommand.make_context(name, arguments).params
+
+
+def test_tox_environments_named_in_documents_exist() -> None:
+    known = set(re.findall(r"\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text()))
+    for document in DOCUMENTS:
+        for names in re.findall(r"tox(?: devenv)? -e ([\w,]+)", document.read_text(encoding="utf-8")):
+            assert set(names.split(",")) <= known, f"{document.name}: {names}"
+
+
+def test_ci_calls_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    steps = next(line for line in shell_lines(ROOT / "README.md") if "tox -e tests" in line).split(" && ")
+    assert all(step in script for step in steps)
+
+
+def test_the_contributing_example_is_a_method_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    (tmp_path / "hardest_example.py").write_text(example.group(1))
+    info = tmp_path / "hardest-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hardest\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[clmem.methods]\nhardest = hardest_example:Hardest\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    spec = RunSpec(method="hardest", width=1, batch_size=4, buffer_size=8, replay_size=4)
+    outcome = Workers(1).run(Job(spec=spec, what="attribution"), 120, lambda fields: None)
+    assert outcome.status == "ok", outcome.reason
+    assert outcome.footprint is not None
+    assert outcome.footprint.role_peaks["replay"] == 8 * (3 * 32 * 32 + 8)
+
+
+def test_every_method_file_is_found_and_the_map_names_every_module() -> None:
+    files = {path.stem for path in (ROOT / "methods").glob("*.py")} - {"__init__", "base"}
+    assert {name.replace("-", "_") for name in method_names()} >= files
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = [
+        path.stem for path in (ROOT / "harness").glob("*.py") if path.stem not in ("__init__", "errors", "environment")
+    ]
+    assert [name for name in modules if name not in text] == []
+
+
+def test_no_document_or_source_names_a_machine() -> None:
+    pattern = re.compile(r"/(?:home|root|Users)/\w+|/wo" + r"rk/")
+    for path in [
+        *DOCUMENTS,
+        *(p for folder in ("bench", "harness", "methods", "reports") for p in (ROOT / folder).rglob("*.py")),
+    ]:
+        assert not pattern.search(path.read_text(encoding="utf-8")), path
