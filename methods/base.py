@@ -99,7 +99,7 @@ class Executor(Protocol):
 class Setting:
     """Everything a method is given when it is made.
 
-    augment: uint8 [n, C, H, W] images (any device) -> float32 augmented and normalised, drawing from the given generator.
+    augment: uint8 [n, C, H, W] images (any device) -> float32 augmented and normalised, drawing from the generator.
     rng: the method's own generator; nothing it draws moves the stream.
     buffer_size: replay slots in all; replay_size: samples drawn per step.
     """

@@ -1,0 +1,70 @@
+"""Experience replay (ER).
+
+Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019 (arXiv 1902.10486); the buffer is a reservoir.
+
+    loss = CE(f(x + x_m), y + y_m)        + joins the batch (b samples) and the replayed samples (m), in ONE forward
+
+Batch norm therefore sees the b + m images together. Replay begins in the first task, at the second batch.
+
+Differs from the paper / the released code in:
+- one pass over the data or many: the stream decides, not the method.
+- m samples are drawn uniformly without replacement from what the reservoir holds, fewer while it holds fewer.
+- stored images are un-augmented uint8 and are augmented again at each draw; labels are int64.
+- samples enter the buffer after the optimizer step.
+- with `head=task_il` the current samples are compared over the task's slice, the replayed ones over all classes;
+  the mean is over all b + m samples with either head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from methods.base import Batch, Method, Outputs, Setting, Step, Term
+from methods.parts.reservoir import Reservoir
+
+
+class ER(Method):
+    """Learn the batch together with replayed samples."""
+
+    name = "er"
+    uses_buffer = True
+
+    class Config(Method.Config):
+        """Hyper-parameters."""
+
+        lr: float = Field(0.1, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR)")
+
+    def __init__(self, setting: Setting, config: Config) -> None:
+        super().__init__(setting, config)
+        self.buffer = Reservoir(setting, setting.buffer_size)
+
+    def terms(self, batch: Batch) -> Iterable[Step]:
+        """One term on the concatenation."""
+        if min(len(self.buffer), self.setting.replay_size) == 0:
+            return [[Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]]
+        replayed = self.buffer.draw(self.setting.replay_size)
+        images = torch.cat([batch.images, replayed.images])
+        loss = partial(self.loss, classes=batch.classes)
+        return [[Term(images, loss, (batch.labels, replayed.labels))]]
+
+    def loss(self, outputs: Outputs, labels: Tensor, replayed: Tensor, classes: range) -> Tensor:
+        """Mean cross-entropy over both parts: labels int64 [b] of the current task, replayed int64 [m] of any."""
+        if self.config.head == "class_il":
+            return F.cross_entropy(outputs.logits, torch.cat([labels, replayed]))
+        current, old = outputs.logits[: len(labels)], outputs.logits[len(labels) :]
+        total = len(labels) * self.cross_entropy(Outputs(current), labels, classes)
+        return (total + len(replayed) * F.cross_entropy(old, replayed)) / len(outputs.logits)
+
+    def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
+        """Offer the batch to the reservoir."""
+        self.buffer.add(batch.raw, batch.labels)
+
+    def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
+        """The buffer's slots."""
+        return {"replay": self.buffer.tensors()}

@@ -1,0 +1,93 @@
+"""A reservoir of past samples: at any time a uniform random subset of everything seen.
+
+Vitter, "Random sampling with a reservoir", ACM Transactions on Mathematical Software, 1985, Algorithm R.
+Sample n (0-based) is written to slot n while n < B; after that r is drawn from {0 ... n}, and slot r is overwritten
+if r < B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.base import Setting
+
+
+class Replayed(NamedTuple):
+    """Samples drawn from a reservoir; every tensor is a copy, none looks into the slots.
+
+    images: float32 [m, C, H, W], augmented anew and normalised. labels: int64 [m], global class numbers.
+    logits: float32 [m, num_logits] as they were stored.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+class Reservoir:
+    """`slots` samples on the device: un-augmented uint8 images, int64 labels and `num_logits` float32 logits each.
+
+    All slots are allocated, and written, in full when the first sample arrives: what a buffer costs does not depend
+    on how full it is. Every draw comes from the method's own generator.
+    """
+
+    def __init__(self, setting: Setting, slots: int, num_logits: int = 0) -> None:
+        self.setting = setting
+        self.slots = slots
+        self.num_logits = num_logits
+        self.seen = 0
+        self.images: Tensor
+        self.labels: Tensor
+        self.logits: Tensor
+
+    def __len__(self) -> int:
+        return min(self.seen, self.slots)
+
+    def add(self, raw: np.ndarray, labels: Tensor, logits: Tensor | None = None) -> None:
+        """Offer n samples in order: raw uint8 [n, C, H, W] on the host, labels [n] and logits [n, num_logits]."""
+        if self.slots == 0:
+            return
+        if self.seen == 0:
+            self._allocate()
+        numbers = self.seen + np.arange(len(raw))
+        slots = np.where(numbers < self.slots, numbers, self.slots)
+        late = numbers >= self.slots
+        slots[late] = self.setting.rng.integers(0, numbers[late] + 1)
+        self.seen += len(raw)
+
+        # Of several samples that hit one slot the last one stays, as if they had been written one by one.
+        written, from_the_end = np.unique(slots[::-1], return_index=True)
+        sources = len(raw) - 1 - from_the_end
+        sources, written = sources[written < self.slots], written[written < self.slots]
+        if len(written) == 0:
+            return
+        at, chosen = self._index(written), self._index(sources)
+        self.images.index_copy_(0, at, torch.from_numpy(raw[sources]).to(self.setting.device))
+        self.labels.index_copy_(0, at, labels.index_select(0, chosen))
+        if logits is not None:
+            self.logits.index_copy_(0, at, logits.index_select(0, chosen))
+
+    def draw(self, count: int) -> Replayed:
+        """Return min(count, len(self)) different samples, uniformly chosen."""
+        chosen = self._index(self.setting.rng.choice(len(self), size=min(count, len(self)), replace=False))
+        images = self.setting.augment(self.images.index_select(0, chosen), self.setting.rng)
+        return Replayed(images, self.labels.index_select(0, chosen), self.logits.index_select(0, chosen))
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Return everything stored, for `memory_roles`."""
+        return [self.images, self.labels, self.logits] if self.seen else []
+
+    def _allocate(self) -> None:
+        device = self.setting.device
+        # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
+        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=torch.uint8, device=device)
+        self.labels = torch.zeros(self.slots, dtype=torch.int64, device=device)
+        self.logits = torch.zeros((self.slots, self.num_logits), device=device)
+
+    def _index(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self.setting.device)

@@ -1,0 +1,32 @@
+"""Plain SGD (finetuning): the lower bound of continual learning.
+
+    loss = CE(f(x), y)
+
+Nothing is kept and nothing is done against forgetting.
+
+Differs from common code: no momentum, no weight decay, no schedule, as in the field's usual comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from pydantic import Field
+
+from methods.base import Batch, Method, Step, Term
+
+
+class SGD(Method):
+    """Learn every batch as it comes."""
+
+    name = "sgd"
+
+    class Config(Method.Config):
+        """Hyper-parameters."""
+
+        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR)")
+
+    def terms(self, batch: Batch) -> Iterable[Step]:
+        """Cross-entropy on the batch."""
+        return [[Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]]

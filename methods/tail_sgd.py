@@ -1,0 +1,46 @@
+"""Tail SGD: the control for every method that freezes a part of the network. It comes from no paper.
+
+    loss = CE(f(x), y), of which only the layers from `boundary` on are learnt
+
+The trunk before the boundary runs in eval mode without gradients. What LightCL saves beside SGD is mostly what this
+saves: its regulariser can be judged only against a tail trained by plain SGD. `boundary=fc` trains the head only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from pydantic import Field
+
+from methods.base import Batch, Method, Setting, Step, Task, Term
+from methods.parts.trunk import Freezing, frozen_trunk
+
+
+class TailSGD(Method):
+    """Learn every batch as it comes, with the tail of the network."""
+
+    name = "tail-sgd"
+
+    class Config(Method.Config):
+        """Hyper-parameters."""
+
+        lr: float = Field(0.03, gt=0, description="SGD learning rate (that of sgd)")
+        boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
+        trunk: Freezing = Field(
+            "first_task", description="freeze the trunk after task 0, or `frozen` from the start as if pretrained"
+        )
+
+    config: Config
+
+    def __init__(self, setting: Setting, config: Config) -> None:
+        super().__init__(setting, config)
+        self.trunk = frozen_trunk(setting.network, config.boundary, config.trunk, task=0)
+
+    def before_task(self, task: Task) -> None:
+        """Freeze the trunk once its time has come."""
+        self.trunk = frozen_trunk(self.network, self.config.boundary, self.config.trunk, task.index)
+
+    def terms(self, batch: Batch) -> Iterable[Step]:
+        """Cross-entropy on the batch."""
+        return [[Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]]

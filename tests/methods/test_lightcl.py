@@ -1,0 +1,214 @@
+"""LightCL: which channels it holds, what it keeps and what it lets go."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+
+from harness.errors import UsageError
+from harness.networks import ResNet18
+from methods.base import Outputs
+from methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
+from tests.methods.toys import (
+    NUM_CLASSES,
+    declared,
+    make_batch,
+    make_method,
+    make_setting,
+    make_task,
+    run_task,
+    two_layers,
+)
+
+SHAPE = {"size": 4, "side": 8}
+
+
+def lightcl(**config: object) -> tuple[LightCL, object]:
+    method, execution = make_method("lightcl", two_layers(), config)
+    return cast(LightCL, method), execution
+
+
+def test_15_percent_of_512_channels_are_78() -> None:
+    features = torch.rand(32, 512, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask = important_channels(features, 0.15)
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == 78
+    scores = features.abs().sum((0, 2, 3))
+    assert scores[mask].min() > scores[~mask].max()
+    assert torch.equal(mask, scores >= scores.kthvalue(512 - 77).values), "the threshold as the specification writes it"
+
+
+def test_a_resnet_of_width_64_is_watched_at_four_maps_of_78_held_channels() -> None:
+    network = ResNet18(NUM_CLASSES)
+    method, _ = make_method("lightcl", network, {"trunk": "frozen"})
+    method.after_task(make_task(0, **SHAPE))
+    masks = cast(LightCL, method).masks
+    assert list(masks) == ["layer4.0.relu1", "layer4.0.relu2", "layer4.1.relu1", "layer4.1.relu2"]
+    assert [(len(mask), int(mask.sum())) for mask in masks.values()] == [(512, 78)] * 4
+
+
+@pytest.mark.parametrize(
+    ("boundary", "watched"),
+    [
+        ("layer3.1", ["0.relu1", "0.relu2", "1.relu1", "1.relu2"]),
+        ("layer4", ["0.relu1", "0.relu2", "1.relu1", "1.relu2"]),
+        ("layer4.1", ["1.relu1", "1.relu2"]),
+        ("fc", []),
+    ],
+)
+def test_the_relus_of_layer4_that_can_learn_are_watched(boundary: str, watched: list[str]) -> None:
+    assert tail_relus(ResNet18(2, width=1), boundary) == tuple(f"layer4.{name}" for name in watched)
+
+
+@pytest.mark.parametrize("name", ["lightcl", "tail-sgd"])
+def test_an_unknown_boundary_is_refused_before_anything_is_learnt(name: str) -> None:
+    with pytest.raises(UsageError, match="layer4"):
+        make_method(name, ResNet18(2, width=1), {"boundary": "layer5"})
+
+
+class OneChannelATask:
+    """An executor under which task t's features are large in channel t alone."""
+
+    def __init__(self) -> None:
+        self.task = -1
+
+    def forward(self, images: torch.Tensor, *, watch: tuple[str, ...] = (), bn: str = "eval") -> Outputs:
+        self.task += 1
+        features = torch.ones(2, 6, 3, 3) * torch.linspace(0.1, 0.6, 6).view(1, 6, 1, 1)
+        features[:, self.task] = -9.0  # importance is the sum of magnitudes
+        return Outputs(torch.zeros(2, NUM_CLASSES), dict.fromkeys(watch, features))
+
+
+def test_masks_are_united_over_tasks() -> None:
+    config = LightCL.Config(keep_ratio=0.1)  # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
+    method = LightCL(make_setting(two_layers(), executor=OneChannelATask()), config)
+    held = []
+    for index in range(3):
+        method.after_task(make_task(index))
+        held.append(method.masks["layer4.0.relu1"].nonzero().flatten().tolist())
+    assert held == [[0, 5], [0, 1, 5], [0, 1, 2, 5]]
+
+
+def test_keeping_every_channel_holds_no_mask() -> None:
+    method, execution = lightcl(keep_ratio=1.0)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    assert method.masks == {}
+    assert declared(method)["method_state"] == 0
+
+
+def test_the_drift_counts_masked_channels_only() -> None:
+    features, reference = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5)
+    mask = torch.tensor([True, False, True])
+    by_hand = ((features - reference) ** 2)[:, mask].sum()
+    torch.testing.assert_close(feature_drift(features, reference, mask), by_hand)
+    torch.testing.assert_close(feature_drift(features, reference, None), ((features - reference) ** 2).sum())
+
+
+def test_the_drift_saves_no_tensor_of_its_own_for_backward() -> None:
+    features, reference = torch.randn(2, 3, 5, 5).requires_grad_().relu(), torch.randn(2, 3, 5, 5)
+    mask, saved = torch.tensor([True, False, True]), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t), lambda _: None):
+        feature_drift(features, reference, mask)
+    assert {t.untyped_storage().data_ptr() for t in saved} == {
+        t.untyped_storage().data_ptr() for t in (features, reference, mask)
+    }
+
+
+def test_a_step_is_the_memory_and_then_the_batch() -> None:
+    method, execution = lightcl(memory_size=3)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    method.before_task(make_task(1))
+    steps = list(method.terms(make_batch(1, 1)))
+    assert [[len(term.images) for term in terms] for terms in steps] == [[3, 4]]
+
+
+def test_no_sample_and_no_reference_outlives_its_task() -> None:
+    method, execution = lightcl(memory_size=3)
+    for index in range(3):
+        run_task(method, execution, index)  # type: ignore[arg-type]
+        assert declared(method) == {"replay": 0, "method_state": 6}, "one bool per channel of the one watched map"
+
+
+def test_during_a_task_the_memory_and_its_reference_are_declared() -> None:
+    method, execution = lightcl(memory_size=3)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    method.before_task(make_task(1))
+    images, features, logits = 3 * 3 * 8 * 8 * 4, 3 * 6 * 4 * 4 * 4, 3 * NUM_CLASSES * 4
+    assert declared(method) == {"replay": images, "method_state": features + logits + 6}
+
+
+def test_the_penalty_is_zero_before_the_first_update_of_a_task() -> None:
+    method, execution = lightcl(memory_size=3, lr=0.1)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    method.before_task(make_task(1))
+    network = method.network
+    network.train()
+    for module in network.stage_modules("layer4"):  # type: ignore[operator]
+        module.eval()
+    assert method.memory is not None
+    with torch.no_grad():
+        logits = network(method.memory.images)
+    assert torch.equal(logits, method.memory.reference.logits)
+
+
+def test_looking_at_the_reference_leaves_running_statistics_alone() -> None:
+    method, execution = lightcl(memory_size=3)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    before = {name: buffer.clone() for name, buffer in method.network.named_buffers()}
+    method.before_task(make_task(1))
+    assert all(torch.equal(before[name], buffer) for name, buffer in method.network.named_buffers())
+
+
+def test_a_reservoir_memory_holds_images_of_old_tasks() -> None:
+    method, execution = lightcl(memory_source="reservoir", memory_size=5)
+    run_task(method, execution, 0)  # type: ignore[arg-type]
+    assert declared(method)["replay"] == 5 * (3 * 8 * 8 + 8)
+    method.before_task(make_task(1))
+    assert method.memory is not None
+    old = {make_batch(0, step).raw[i].tobytes() for step in range(2) for i in range(4)}
+    drawn = ((method.memory.images + 1) * 128).to(torch.uint8).numpy()
+    assert len(drawn) == 5
+    assert {image.tobytes() for image in drawn} <= old
+
+
+def test_a_trunk_in_train_mode_drifts_in_its_statistics_but_not_in_its_weights() -> None:
+    network = two_layers()
+    method, execution = make_method("lightcl", network, {"trunk": "frozen", "trunk_bn": "train"})
+    weights = [parameter.clone() for parameter in (*network.conv1.parameters(), *network.bn1.parameters())]
+    mean = network.bn1.running_mean.clone()  # type: ignore[union-attr]
+    run_task(method, execution, 0)
+    now = (*network.conv1.parameters(), *network.bn1.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
+    assert not torch.equal(mean, network.bn1.running_mean)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["lightcl", "tail-sgd"])
+@pytest.mark.parametrize(("trunk", "frozen_from"), [("frozen", 0), ("first_task", 1)])
+def test_a_frozen_trunk_does_not_change(name: str, trunk: str, frozen_from: int) -> None:
+    network = two_layers()
+    method, execution = make_method(name, network, {"trunk": trunk, "lr": 0.1})
+    for index in range(3):
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        run_task(method, execution, index)
+        same = {key: torch.equal(value, before[key]) for key, value in network.state_dict().items()}
+        in_trunk = [key for key in same if key.startswith(("conv1", "bn1"))]
+        assert all(same[key] == (index >= frozen_from) for key in in_trunk), (index, same)
+        assert not same["fc.weight"]
+        assert not same["layer4.0.conv1.weight"]
+
+
+def test_the_memory_is_the_start_of_the_new_tasks_first_batch_and_no_view_of_it() -> None:
+    method, _ = lightcl(memory_size=3)
+    method.before_task(make_task(2))
+    assert method.memory is not None
+    assert torch.equal(method.memory.images, make_batch(2, 0).images[:3])
+    assert method.memory.images.untyped_storage().nbytes() == 3 * 3 * 8 * 8 * 4
+
+
+def test_settings_are_those_of_the_released_code() -> None:
+    config = LightCL.Config()
+    chosen = (config.lr, config.head, config.beta, config.keep_ratio, config.memory_size, config.boundary)
+    assert chosen == (0.01, "task_il", 2e-4, 0.15, 15, "layer4")
+    assert make_setting(two_layers()).buffer_size != config.memory_size, "memory_size is a setting of its own"

@@ -1,0 +1,126 @@
+"""Small things the method tests share: a two-layer network, hand-made batches and tasks, a method ready to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.execution import Execution, Unwatched
+from harness.networks import ResNet18
+from harness.registry import method_class
+from methods.base import Batch, Method, Setting, Task
+
+CLASSES_PER_TASK, NUM_TASKS = 2, 3
+NUM_CLASSES = CLASSES_PER_TASK * NUM_TASKS
+
+
+class TwoLayers(nn.Module):
+    """[n, 3, H, W] -> stem (4 channels) | layer4.0 (6 channels, one watched ReLU) | fc."""
+
+    boundaries = ("stem", "layer4.0", "fc")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        block = nn.Sequential()
+        for name, module in (
+            ("conv1", nn.Conv2d(4, 6, 3, bias=False)),
+            ("bn1", nn.BatchNorm2d(6)),
+            ("relu1", nn.ReLU()),
+        ):
+            block.add_module(name, module)
+        self.layer4 = nn.Sequential(block)
+        self.fc = nn.Linear(6, NUM_CLASSES)
+
+    def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
+        first = 0 if start is None else self._index(start)
+        last = 3 if stop is None else self._index(stop)
+        stages = (lambda x: self.relu(self.bn1(self.conv1(x))), self.layer4, lambda x: self.fc(x.mean((2, 3))))
+        for stage in stages[first:last]:
+            x = stage(x)
+        return x
+
+    forward = run
+
+    def stage_modules(self, boundary: str) -> list[nn.Module]:
+        return [self.conv1, self.bn1, self.relu, self.layer4][: (0, 3, 4)[self._index(boundary)]]
+
+    def _index(self, boundary: str) -> int:
+        return self.boundaries.index("layer4.0" if boundary == "layer4" else boundary)
+
+
+def two_layers(seed: int = 0) -> TwoLayers:
+    """Return the network with reproducible weights and batch-norm statistics that are not the identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = TwoLayers()
+        for norm in (network.bn1, cast(nn.BatchNorm2d, network.layer4[0].bn1)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.2, 0.2)
+            nn.init.uniform_(cast(Tensor, norm.running_mean), -0.2, 0.2)
+    return network
+
+
+def normalise(raw: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+    """Augment without chance: what a replayed image becomes, so that a test can predict it."""
+    return raw.to(torch.float32) / 128 - 1
+
+
+def make_batch(task: int = 0, step: int = 0, size: int = 4, side: int = 8, seed: int = 0) -> Batch:
+    """Return a batch of noise; it depends on the arguments alone. Its images are its raw ones, brightened."""
+    rng = np.random.default_rng([seed, task, step])
+    raw = rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)
+    classes = range(CLASSES_PER_TASK * task, CLASSES_PER_TASK * (task + 1))
+    labels = torch.tensor(rng.integers(classes.start, classes.stop, size))
+    return Batch(normalise(torch.tensor(raw)) + 0.1, labels, raw, classes, task, 0, step)
+
+
+def make_task(index: int, size: int = 4, side: int = 8, steps: int = 2) -> Task:
+    classes = range(CLASSES_PER_TASK * index, CLASSES_PER_TASK * (index + 1))
+    return Task(index, classes, 1, steps, lambda epoch, step: make_batch(index, step, size, side))
+
+
+def make_setting(network: nn.Module, **changes: Any) -> Setting:
+    values: dict[str, Any] = {
+        "network": network,
+        "executor": None,
+        "num_classes": NUM_CLASSES,
+        "num_tasks": NUM_TASKS,
+        "image_shape": (3, 8, 8),
+        "batch_size": 4,
+        "buffer_size": 4,
+        "replay_size": 4,
+        "device": "cpu",
+        "rng": np.random.default_rng(0),
+        "augment": normalise,
+    }
+    return Setting(**{**values, **changes})
+
+
+def make_method(
+    name: str, network: nn.Module, config: Mapping[str, object] | None = None, **changes: Any
+) -> tuple[Method, Execution]:
+    """Return the registered method on the network, and the execution that carries it out."""
+    execution = Execution(cast(ResNet18, network), Unwatched())
+    cls = method_class(name)
+    method = cls(make_setting(network, executor=execution, **changes), cls.Config.model_validate(config or {}))
+    execution.attach(method)
+    return method, execution
+
+
+def run_task(method: Method, execution: Execution, index: int, **shape: int) -> None:
+    """Run one whole task."""
+    task = make_task(index, **shape)
+    method.before_task(task)
+    for step in range(task.steps_per_epoch):
+        execution.learn(task.batch(0, step))
+    method.after_task(task)
+
+
+def declared(method: Method) -> dict[str, int]:
+    """Return the declared bytes by role."""
+    return {role: sum(t.untyped_storage().nbytes() for t in tensors) for role, tensors in method.memory_roles().items()}
