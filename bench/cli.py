@@ -40,7 +40,7 @@ BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
 ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: one per core, at most 4).")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: cores + 1, at most 4).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

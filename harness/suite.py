@@ -117,8 +117,11 @@ class Watcher:
 
 
 def default_jobs() -> int:
-    """Return how many processes run side by side: bytes do not depend on it, and start-up overlaps."""
-    return min(4, os.cpu_count() or 1)
+    """Return how many processes run side by side: one more than cores, for much of a pass is importing and waiting.
+
+    Bytes do not depend on it. The threads of the machine are divided between the processes.
+    """
+    return min(4, 1 + (os.cpu_count() or 1))
 
 
 @dataclass

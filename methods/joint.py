@@ -27,7 +27,7 @@ class Joint(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR)")
+        lr: float = Field(0.1, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR-10)")
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Cross-entropy on the batch."""

@@ -25,7 +25,7 @@ class TailSGD(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (that of sgd)")
+        lr: float = Field(0.1, gt=0, description="SGD learning rate (that of sgd)")
         boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
         trunk: Freezing = Field(
             "first_task", description="freeze the trunk after task 0, or `frozen` from the start as if pretrained"
