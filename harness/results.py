@@ -78,6 +78,11 @@ class Footprint(_Record):
     by_phase: list[PhaseFootprint]
     timeline: Timeline
     workspace_at_peak: dict[str, int] = Field(description="bytes of the workspace at the peak, by operation")
+    held_into_backward: dict[str, int] = Field(
+        default_factory=dict,
+        description="bytes of unclaimed blocks of 64 KiB and more that a phase made before a backward and still held "
+        "when it began, by operation: probably saved where autograd's hooks cannot look (ctx.x = x)",
+    )
 
 
 class Allocator(_Record):

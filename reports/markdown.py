@@ -80,6 +80,8 @@ def _section(section: Section, plots: list[Plot]) -> list[str]:
         workspace = tables.workspace_table(section)
         if workspace:
             parts += ["### Workspace at the peak, by operation", sentences.workspace_sentence(section)]
+            held = ((cell, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
+            parts += [f"{cell.label}: {sentence}" for cell, sentence in held if sentence]
             parts.append(_details("Operations", workspace))
     timelines = [_image(plot) for plot in plots if plot.kind == "timeline"]
     parts.append(_details("Live bytes over time, by role", "\n\n".join(timelines)))

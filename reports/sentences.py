@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from harness.results import RunResult
+from harness.results import Footprint, RunResult
 from reports.cells import Cell, Section
 from reports.provenance import environment_differences, environment_values
 from reports.units import mib, plural, share
@@ -59,6 +59,18 @@ def workspace_sentence(section: Section) -> str:
     return (
         f"{cell.label} holds the most workspace at its peak, {mib(whole)} MiB, "
         f"{share(operations[first], whole)} of it in `{first}`."
+    )
+
+
+def held_sentence(footprint: Footprint) -> str | None:
+    """Say what a backward found already held without a claim; None when there is nothing."""
+    held = footprint.held_into_backward
+    if not held:
+        return None
+    operations = ", ".join(f"`{name}`" for name in held)
+    return (
+        f"{mib(sum(held.values()))} MiB of its workspace ({operations}) was made before a backward and still held "
+        "when it began: probably saved for backward where autograd's hooks cannot look, such as `ctx.x = x`."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from harness.results import PHASES, ROLES, RunResult
 from reports.cells import Section
 from reports.provenance import broken_checks
+from reports.sentences import held_sentence
 from reports.tables import accuracy_text, later_differs
 from reports.units import count, mib, share
 
@@ -33,6 +34,9 @@ def measure_table(result: RunResult) -> str:
         parts += [_wrap(f"peak reached in: {where}"), "", _roles(result), "", _phases(result), ""]
         total = sum(footprint.at_peak.values())
         parts.append(_wrap(f"sum of roles - allocator peak = {count(total - footprint.peak_bytes)} B"))
+        held = held_sentence(footprint)
+        if held:
+            parts.append(_wrap(held))
     if result.observer_delta_bytes is not None:
         parts.append(_wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
     parts += _peaks(result)

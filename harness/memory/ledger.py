@@ -24,6 +24,7 @@ KEPT_ROLES = frozenset({"parameters", "module_buffers", "optimizer", "method_sta
 """Roles that may live from one phase into the next; anything else that does is undeclared state."""
 
 TIMELINE_SAMPLES = 400
+HELD_MIN_BYTES = 2**16
 
 Roles = npt.NDArray[np.int64]
 
@@ -85,16 +86,10 @@ class Undeclared:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The footprint, and what was found alive between phases without being declared, largest first.
-
-    held_into_backward: workspace of a phase that was already there when a backward began in it, largest first. Logits,
-    losses and the first gradients are; anything else that is large was kept where autograd's hooks cannot look, such
-    as `ctx.x = x` in a custom Function.
-    """
+    """The footprint, and what was found alive between phases without being declared, largest first."""
 
     footprint: Footprint
     undeclared: list[Undeclared]
-    held_into_backward: list[Block]
 
 
 def phase_peaks(log: AllocationLog, phases: Iterable[PhaseSpan]) -> list[tuple[int, str, int]]:
@@ -145,12 +140,9 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         by_phase=by_phase,
         timeline=_timeline(log, roles, totals, records.phases),
         workspace_at_peak=dict(scratch.most_common()),
+        held_into_backward=_held_into_backward(log, blocks, {*fixed, *saved}, records),
     )
-    return Ledger(
-        footprint,
-        _undeclared(log, blocks, fixed, saved, records),
-        _held_into_backward(log, blocks, {*fixed, *saved}, records),
-    )
+    return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
 
 
 def _totals(log: AllocationLog) -> Roles:
@@ -295,18 +287,22 @@ def _undeclared(
     return sorted(found, key=lambda item: -item.block.size_bytes)
 
 
-def _held_into_backward(log: AllocationLog, blocks: Blocks, claimed: set[int], records: Records) -> list[Block]:
-    """Find the blocks without any claim that a phase made before a backward and still has when it begins."""
+def _held_into_backward(log: AllocationLog, blocks: Blocks, claimed: set[int], records: Records) -> dict[str, int]:
+    """Sum, by operation, the large unclaimed blocks that a phase made before a backward and still has when it begins.
+
+    Of several backwards, the one that holds most. Logits, losses and first gradients are such blocks too, but small.
+    """
     starts = sorted(log.marks[span.start] for span in records.phases)
-    backwards = sorted(log.marks[mark] for mark in records.backwards)
-    found = []
-    for block in blocks.all:
-        first = bisect.bisect_left(backwards, block.born)
-        if id(block) not in claimed and first < len(backwards) and block.alive(backwards[first]):
-            phase_start = starts[bisect.bisect_right(starts, backwards[first]) - 1]
-            if block.born > phase_start:  # older ones are undeclared state
-                found.append(block)
-    return sorted(found, key=lambda block: -block.size_bytes)
+    suspects = [b for b in blocks.all if id(b) not in claimed and b.size_bytes >= HELD_MIN_BYTES]
+    most: Counter[str] = Counter()
+    for state in {log.marks[mark] for mark in records.backwards}:
+        phase_start = starts[bisect.bisect_right(starts, state) - 1]
+        held: Counter[str] = Counter()
+        for block in suspects:
+            if block.born > phase_start and block.alive(state):  # older ones are undeclared state
+                held[block.event.op] += block.size_bytes
+        most = max(most, held, key=Counter.total)
+    return dict(most.most_common())
 
 
 def _timeline(log: AllocationLog, roles: Roles, totals: Roles, spans: list[PhaseSpan]) -> Timeline:
@@ -314,7 +310,7 @@ def _timeline(log: AllocationLog, roles: Roles, totals: Roles, spans: list[Phase
     first, last = log.marks[spans[0].start], log.marks[spans[-1].end]
     times = [event.time_ns for event in log.events] or [0]
     edges = np.unique(np.linspace(first, last + 1, min(TIMELINE_SAMPLES, last + 1 - first) + 1).astype(np.int64))
-    states = [first, *(int(a + totals[a:b].argmax()) for a, b in pairwise(edges))]
+    states = sorted({first, *(int(a + totals[a:b].argmax()) for a, b in pairwise(edges))})
 
     def seconds(state: int) -> float:
         return round((times[max(state - 1, 0)] - times[max(first - 1, 0)]) / 1e9, 6)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import files
 from harness.errors import UsageError
 from harness.results import RunResult, save_result
-from reports import files
 from reports.cells import sections
 from reports.markdown import report_text, write_report
 

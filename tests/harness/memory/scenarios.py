@@ -96,7 +96,7 @@ class Pass:
                 {"phase": item.phase, "role": item.role, "bytes": item.block.size_bytes, "op": item.block.event.op}
                 for item in ledger.undeclared
             ]
-            result["held"] = [(block.event.op, block.size_bytes) for block in ledger.held_into_backward]
+            result["held"] = list(ledger.footprint.held_into_backward.items())
         result["sites"] = sorted({event.site for event in log.events if event.site and event.size_bytes > 0})
         return result
 
