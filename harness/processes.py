@@ -13,9 +13,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from memory_profiler import memory_usage
 
 from harness.job import Job, Outcome
@@ -107,7 +109,11 @@ class _Curve:
         self._thread.start()
 
     def _sample(self, process: subprocess.Popen[str]) -> None:
-        self._samples = memory_usage(process, interval=self.INTERVAL_S, timestamps=True)
+        # one sample a call: a process that ends in the middle of a longer call would take all its samples with it
+        with suppress(psutil.NoSuchProcess):
+            while process.poll() is None:
+                pid, pause = process.pid, self.INTERVAL_S
+                self._samples += memory_usage(pid, interval=pause, max_iterations=1, timestamps=True)
 
     def points(self) -> list[tuple[float, int]]:
         """Return (seconds since the start, bytes), at most POINTS of them, each the highest of its stretch."""
