@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -23,13 +24,12 @@ from harness.spec import TARGETS, RunSpec, Scalar, spec_errors
 from harness.suite import Suite, load_suite, run_specs, run_suite
 
 app = typer.Typer(
-    help="Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 SUITES = Path(__file__).parent / "suites"
-T = TypeVar("T")
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which recent versions of typer carry inside
 
 Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
 Network = Annotated[str | None, typer.Option(help="Network; see `clmem list networks`.")]
@@ -42,6 +42,11 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's se
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: cores + 1, at most 4).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
 @app.command()
@@ -93,12 +98,8 @@ def run(
         check_spec(spec, root)
     directory = out or Path("results") / path.stem
     console = Console(stderr=True)
-    try:
-        with Bars(console, len(specs)) as bars:
-            results = run_suite(chosen, directory, jobs=jobs, data_root=root, retry=retry, watcher=bars)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command completes what is missing in {directory}")
-        raise typer.Exit(130) from None
+    with Bars(console, len(specs)) as bars:
+        results = run_suite(chosen, directory, jobs=jobs, data_root=root, retry=retry, watcher=bars)
     report_path = _write_report(directory, None)
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
@@ -149,11 +150,8 @@ def measure(
     if out is not None:
         _make_directory(out)
     results: list[RunResult] = []
-    try:
-        with Bars(Console(stderr=True), 1, announce=False) as bars:
-            run_specs([spec], results.append, jobs=jobs, data_root=root, watcher=bars)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    with Bars(Console(stderr=True), 1, announce=False) as bars:
+        run_specs([spec], results.append, jobs=jobs, data_root=root, watcher=bars)
     result = results[0]
     if out is not None:
         save_result(out, result)
@@ -271,6 +269,8 @@ def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Sc
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --out") from error
 
@@ -284,12 +284,21 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except USAGE_ERROR as error:
+        message, code = error.format_message(), 2
     except ClmemError as error:
         if debug:
             raise
-        print(f"clmem: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        message, code = str(error), 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        if debug:
+            raise
+        message, code = f"{error.strerror}: {error.filename}" if error.filename else str(error), 2
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "interrupted; the same command completes what is missing", 130
+    print(f"clmem: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -51,14 +51,18 @@ def _cpu_name() -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """Return the git commit of this code and whether its tree was dirty; nothing when it is not a checkout."""
+    """Return the git commit of this code and whether its tree was dirty; None where git cannot tell."""
     root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
-        ).stdout.strip()
-
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

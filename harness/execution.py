@@ -72,7 +72,7 @@ class Execution:
 
     def describe(self) -> dict[str, object]:
         """Return the settings that results record."""
-        return {"name": "plain", "optimizer": "sgd", "foreach": False, "joint": self.method.joint}
+        return {"name": "plain", "optimizer": "sgd", "foreach": False}
 
     def learn(self, batch: Batch) -> Tensor:
         """Learn one batch; return the loss of its last step (scalar, detached).

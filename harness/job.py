@@ -24,7 +24,9 @@ class Job(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What a worker found. `undeclared` says that a re-run with stacks can name the line."""
+    """What a worker found. `undeclared` says that a re-run with stacks can name the line, `killed` that
+    the process got SIGKILL from elsewhere.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,6 +34,7 @@ class Outcome(BaseModel):
     reason: str | None = None
     usage_error: bool = False
     undeclared: bool = False
+    killed: bool = False
     footprint: Footprint | None = None
     peaks: list[tuple[int, str, int]] = Field(default_factory=list)
     baseline_bytes: int | None = None
@@ -43,6 +46,7 @@ class Outcome(BaseModel):
     flops_per_step: int | None = None
     method_config: dict[str, Any] = Field(default_factory=dict)
     execution: dict[str, Any] = Field(default_factory=dict)
+    joint: bool = False
     environment: dict[str, Any] = Field(default_factory=dict)
     phase_s: dict[str, float] = Field(default_factory=dict)
     steps: int = 0

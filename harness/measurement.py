@@ -18,17 +18,19 @@ def passes(spec: RunSpec) -> tuple[Pass, ...]:
 def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> RunResult:
     """Make one result of all passes of a run. The first pass that failed gives the status and the reason."""
     failed = next((outcomes[name] for name in passes(spec) if outcomes[name].status != "ok"), None)
-    first = outcomes[passes(spec)[0]]
+    # a pass that died at once knows nothing of its surroundings: take them from the first that does
+    known = next((outcomes[name] for name in passes(spec) if outcomes[name].data_digest), outcomes[passes(spec)[0]])
     result = RunResult(
         run_id=spec.run_id,
         spec=spec,
         status=failed.status if failed else "ok",
         reason=failed.reason if failed else None,
-        method_config=first.method_config,
-        execution=first.execution,
-        fingerprint=first.fingerprint,
-        data_digest=first.data_digest,
-        environment=first.environment,
+        method_config=known.method_config,
+        execution=known.execution,
+        joint=known.joint,
+        fingerprint=known.fingerprint,
+        data_digest=known.data_digest,
+        environment=known.environment,
         wall_s=round(wall_s, 3),
     )
     unwatched = outcomes[passes(spec)[-1]]

@@ -23,6 +23,9 @@ from memory_profiler import memory_usage
 from harness.job import Job, Outcome
 from harness.memory.process import PINNED_MALLOC
 
+BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.worker import main; main()"
+"""Not `-m harness.worker`: that would search the current folder first, where a folder `methods` may hide ours."""
+
 OnProgress = Callable[[dict[str, Any]], None]
 
 
@@ -51,7 +54,7 @@ class Workers:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             with self._lock:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "harness.worker"],
+                    [sys.executable, "-c", BOOTSTRAP],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -134,7 +137,10 @@ def _converse(process: subprocess.Popen[str], job: Job, on_progress: OnProgress)
     except BrokenPipeError:
         return None
     for line in process.stdout:
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:  # it was killed in the middle of a line
+            return None
         if "outcome" in message:
             return Outcome.model_validate(message["outcome"])
         on_progress(message["progress"])
@@ -147,6 +153,7 @@ def _died(job: Job, code: int, log: IO[str]) -> Outcome:
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; the kernel's out-of-memory killer does that" if -code == signal.SIGKILL else ""
-        return Outcome(status="crashed", reason=f"the {job.what} process was killed by {name}{hint}")
+        reason = f"the {job.what} process was killed by {name}{hint}"
+        return Outcome(status="crashed", reason=reason, killed=-code == signal.SIGKILL)
     last = lines[-1] if lines else "it said nothing"
     return Outcome(status="crashed", reason=f"the {job.what} process ended with code {code}: {last}")

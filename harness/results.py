@@ -124,7 +124,8 @@ class RunResult(_Record):
 
     checks: broken promises that do not void the numbers but must be shown (empty when all is well).
     fingerprint: digest of every training batch consumed, in order. data_digest: of the data set itself.
-    execution: how the steps were carried out. metrics: names carry their variant (`class_il_accuracy` ...).
+    execution: how the steps were carried out. joint: whether all tasks were learnt at once.
+    metrics: names carry their variant (`class_il_accuracy` ...).
     phase_s: seconds spent in each phase.
     flops_per_step: of one steady training step, counted by torch.utils.flop_counter.
     """
@@ -134,6 +135,7 @@ class RunResult(_Record):
     spec: RunSpec
     method_config: dict[str, Any] = Field(default_factory=dict)
     execution: dict[str, Any] = Field(default_factory=dict)
+    joint: bool = False
     status: Status = "ok"
     reason: str | None = None
     checks: list[str] = Field(default_factory=list)
@@ -167,7 +169,7 @@ def load_result(path: Path) -> RunResult:
     except (OSError, ValueError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(
-            f"{path} is not a clmem result file of schema {SCHEMA} ({first}); delete it or run it again"
+            f"{path} is not a clmem result file of schema {SCHEMA} ({first}); move it away and run again"
         ) from error
 
 

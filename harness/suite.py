@@ -13,10 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import UsageError
 from harness.files import write_json
@@ -48,16 +48,24 @@ class Suite(BaseModel):
     streams: list[str] = Field(min_length=1)
     measure: list[Literal["memory", "accuracy"]] = ["memory", "accuracy"]
     network: str = "resnet18"
-    width: int = Field(64, ge=1)
+    width: int = Field(64, ge=1, le=1024)
     target: str = "cpu"
     batch_size: int = Field(32, ge=1)
     buffer_size: int = Field(200, ge=0)
     replay_size: int = Field(32, ge=0)
     epochs: int = Field(1, ge=1)
     steps_per_task: int | None = Field(None, ge=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     timeout_s: float = Field(3600, gt=0)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+
+    @field_validator("methods", "streams", "measure", "seeds")
+    @classmethod
+    def _only_once(cls, values: list[Any]) -> list[Any]:
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"it names {', '.join(twice)} more than once")
+        return values
 
     def specs(self) -> list[RunSpec]:
         """Return one spec per run, memory first. Raises UsageError for settings of a method that is not in it."""
@@ -142,8 +150,9 @@ def run_specs(
 ) -> None:
     """Run every spec, each pass in its own process, and hand over each result as soon as it is whole.
 
-    A run that fails is a result too; it never stops the others. Raises UsageError when a worker finds the request
-    itself impossible. On KeyboardInterrupt every worker is killed.
+    A run that fails is a result too; it never stops the others. A pass that ran out of memory beside others is run once
+    more alone at the end, for its neighbours may have been the reason. Raises UsageError when the only spec turns out
+    to be impossible. On KeyboardInterrupt every worker is killed.
     """
     watcher = watcher or Watcher()
     count = jobs or default_jobs()
@@ -155,30 +164,41 @@ def run_specs(
         entry = pending[spec.run_id]
         entry.started = entry.started or time.monotonic()
         job = Job(spec=spec, what=what, data_root=data_root)
-        outcome = workers.run(job, timeout_s, lambda fields: watcher.progress(spec, what, fields))
-        if outcome.undeclared:  # the log has no stacks: one more run finds the line
-            outcome = workers.run(job.model_copy(update={"stacks": True}), timeout_s, lambda fields: None)
+        try:
+            outcome = workers.run(job, timeout_s, lambda fields: watcher.progress(spec, what, fields))
+            if outcome.undeclared:  # the log has no stacks: one more run finds the line
+                outcome = workers.run(job.model_copy(update={"stacks": True}), timeout_s, lambda fields: None)
+        except OSError as error:
+            outcome = Outcome(status="crashed", reason=f"the {what} process could not be started: {error}")
         watcher.progress(spec, what, None)
         return outcome
+
+    def keep(spec: RunSpec, what: Pass, outcome: Outcome) -> None:
+        if outcome.usage_error and len(specs) == 1:
+            raise UsageError(outcome.reason or "the request is impossible")
+        entry = pending[spec.run_id]
+        entry.outcomes[what] = outcome
+        if len(entry.outcomes) == len(passes(spec)):
+            on_result(result := assemble(spec, entry.outcomes, time.monotonic() - entry.started))
+            del pending[spec.run_id]
+            watcher.run_done(result, len(specs) - len(pending), len(specs))
 
     futures: dict[Future[Outcome], tuple[RunSpec, Pass]] = {
         pool.submit(work, spec, what): (spec, what) for spec in specs for what in passes(spec)
     }
-    done = 0
+    crowded: list[tuple[RunSpec, Pass]] = []
     try:
         while futures:
             finished, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
                 spec, what = futures.pop(future)
-                outcome, entry = future.result(), pending[spec.run_id]
-                if outcome.usage_error:
-                    raise UsageError(outcome.reason or "the request is impossible")
-                entry.outcomes[what] = outcome
-                if len(entry.outcomes) == len(passes(spec)):
-                    result = assemble(spec, entry.outcomes, time.monotonic() - entry.started)
-                    on_result(result)
-                    done += 1
-                    watcher.run_done(result, done, len(specs))
+                outcome = future.result()
+                if count > 1 and (outcome.status == "oom" or outcome.killed):
+                    crowded.append((spec, what))
+                else:
+                    keep(spec, what, outcome)
+        for spec, what in crowded:
+            keep(spec, what, work(spec, what))
     finally:
         workers.stop()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -205,8 +225,10 @@ def run_suite(
         lock.acquire()
     except Timeout as error:
         raise UsageError(f"another process is filling {directory}; wait for it or choose another --out") from error
+    except OSError as error:
+        raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
     with lock:
-        for orphan in directory.glob(".*.part"):
+        for orphan in directory.rglob(".*.part"):
             orphan.unlink()
         results = {}
         for spec in specs:
@@ -231,7 +253,8 @@ def _claim(directory: Path, suite: Suite) -> None:
     wanted = suite.model_dump(mode="json", exclude={"timeout_s"})
     try:
         if not manifest.exists():
-            if directory.exists() and any(directory.iterdir()):
+            # hidden files are ours: a lock, or what an interrupted write left behind
+            if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
                 raise UsageError(f"{directory} is not empty and no results directory of clmem; choose another --out")
             directory.mkdir(parents=True, exist_ok=True)
             write_json(manifest, wanted)

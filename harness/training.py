@@ -39,14 +39,20 @@ class Schedule:
     look_ahead: bool = True
 
 
-def short_schedule(grows_with_tasks: bool) -> Schedule:
+def short_schedule(method: Method) -> Schedule:
     """Return the schedule of a memory measurement: shapes decide memory, so few steps tell.
 
-    Two tasks of two steps; a method whose state grows with the tasks visits all of them for one step each.
+    Two tasks of two steps, or of as many as it takes until the last step can replay in full; a method whose state grows
+    with the tasks visits all of them for one step each.
     """
-    if grows_with_tasks:
+    if method.grows_with_tasks:
         return Schedule(tasks=None, steps=1, evaluation_batches=1, look_ahead=False)
-    return Schedule(tasks=2, steps=2, evaluation_batches=1, look_ahead=False)
+    steps = 2
+    if method.uses_buffer:
+        setting = method.setting
+        batches_to_store = -(-min(setting.replay_size, setting.buffer_size) // setting.batch_size)
+        steps = max(steps, -(-(batches_to_store + 1) // 2))
+    return Schedule(tasks=2, steps=steps, evaluation_batches=1, look_ahead=False)
 
 
 @dataclass

@@ -15,26 +15,20 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from harness.build import Run, build
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
-from harness.execution import Execution, Monitor, Unwatched
+from harness.execution import Monitor, Unwatched
 from harness.job import Job, Outcome
 from harness.memory.cpu import CpuRecorder
 from harness.memory.ledger import Undeclared, join, phase_peaks
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
-from harness.networks import build_network
-from harness.registry import method_class, method_config
 from harness.results import Accuracy
-from harness.streams import open_stream
-from harness.streams.stream import TaskStream
 from harness.training import Progress, Schedule, short_schedule, train
-from methods.base import Method, Setting
 
 Report = Callable[[Progress], None]
 
@@ -97,52 +91,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything one pass is made of."""
-
-    stream: TaskStream
-    method: Method
-    execution: Execution
-
-
-def build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
-    """Open the stream, make network, method and optimizer, and note in the outcome what was made."""
-    spec = job.spec
-    cls, config = method_class(spec.method), method_config(spec)
-    stream = open_stream(
-        spec.stream,
-        seed=spec.seed,
-        batch_size=spec.batch_size,
-        epochs=spec.epochs,
-        steps_per_task=spec.steps_per_task,
-        data_root=job.data_root,
-        joint=cls.joint,
-    )
-    network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
-    execution = Execution(network, monitor)
-    method = cls(
-        Setting(
-            network=network,
-            executor=execution,
-            num_classes=stream.num_classes,
-            num_tasks=stream.num_tasks,
-            image_shape=stream.image_shape,
-            batch_size=spec.batch_size,
-            buffer_size=spec.buffer_size,
-            replay_size=spec.replay_size,
-            device="cpu",
-            # A generator of the method's own: what it draws never moves the stream or the initial weights.
-            rng=np.random.default_rng([spec.seed, *b"method"]),
-            augment=stream.augment,
-        ),
-        config,
-    )
-    execution.attach(method)
-    outcome.method_config = config.model_dump(mode="json")
-    outcome.execution = execution.describe()
-    outcome.data_digest = stream.data_digest
-    return Run(stream, method, execution)
+def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
+    run = build(job.spec, monitor, job.data_root)
+    outcome.method_config = run.method.config.model_dump(mode="json")
+    outcome.execution = run.execution.describe()
+    outcome.joint = run.method.joint
+    outcome.data_digest = run.stream.data_digest
+    return run
 
 
 def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
@@ -152,8 +107,8 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
     recorder.start()
     try:
         with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
-            run = build(job, outcome, monitor)
-            schedule = short_schedule(run.method.grows_with_tasks)
+            run = _build(job, outcome, monitor)
+            schedule = short_schedule(run.method)
             train(run.method, run.stream, run.execution, schedule, monitor, progress, report)
             monitor.finish()
     finally:
@@ -166,17 +121,17 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
             raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
         outcome.footprint = ledger.footprint
     else:
-        outcome.flops_per_step = _count_flops(run)
+        outcome.flops_per_step = _count_flops(run, progress.task)
 
 
 def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
     """Process: the short schedule as the operating system sees it. Accuracy: the full stream."""
-    reset_high_water()
+    outcome.environment["high_water_reset"] = reset_high_water()
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
     try:
-        run = build(job, outcome, Unwatched())
-        schedule = Schedule() if full else short_schedule(run.method.grows_with_tasks)
+        run = _build(job, outcome, Unwatched())
+        schedule = Schedule() if full else short_schedule(run.method)
         accuracy: Accuracy = train(run.method, run.stream, run.execution, schedule, Unwatched(), progress, report)
     finally:
         outcome.process_peak_bytes = high_water_bytes()
@@ -185,13 +140,17 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
         outcome.accuracy = accuracy
 
 
-def _count_flops(run: Run) -> int:
-    """Return the floating-point operations of one more training step (forward and backward)."""
+def _count_flops(run: Run, task: int) -> int:
+    """Return the floating-point operations of one more step (forward and backward) of a task begun anew.
+
+    The task is the last that was visited: on the first, methods that replay or regularise have nothing to do yet.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only this pass needs it
 
-    batch = next(run.stream.train_batches(0))
+    again = run.stream.train_task(task)
+    run.method.before_task(again)
     with FlopCounterMode(display=False) as counter:
-        run.execution.learn(batch)
+        run.execution.learn(again.batch(0, 0))
     return int(counter.get_total_flops())
 
 

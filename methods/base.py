@@ -126,8 +126,6 @@ class Method:
     """Whether it keeps samples: then a buffer of 0 is refused."""
     joint: ClassVar[bool] = False
     """Whether it trains on all tasks at once (an upper bound, not a continual learner)."""
-    needs_whole_gradients: ClassVar[bool] = False
-    """Whether it must see all gradients together (GEM, A-GEM), which forbids applying them as they appear."""
     grows_with_tasks: ClassVar[bool] = False
     """Whether its state grows with every task, so that a memory measurement must visit all of them."""
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}

@@ -83,6 +83,11 @@ class LightCL(Method):
 
     def __init__(self, setting: Setting, config: Config) -> None:
         super().__init__(setting, config)
+        if config.memory_source == "new_task" and config.memory_size > setting.batch_size:
+            raise ValueError(
+                f"memory_size is {config.memory_size} but the batch it is taken from has {setting.batch_size} images; "
+                "use a smaller memory_size or a larger batch"
+            )
         self.trunk = frozen_trunk(setting.network, config.boundary, config.trunk, 0, config.trunk_bn)
         self.watched = tail_relus(setting.network, config.boundary)
         self.buffer = Reservoir(setting, config.memory_size if config.memory_source == "reservoir" else 0)

@@ -53,7 +53,7 @@ class Cell:
     """One method under one setting: its memory run and its accuracy runs, one per seed.
 
     memory: the memory run that succeeded, if any. accuracy: the accuracy runs that succeeded, by seed.
-    failed: the others. joint: learns all tasks at once, so it is an upper bound with a batch order of its own.
+    failed: the others. joint: learns all tasks at once, in a batch order of its own.
     length: how long the accuracy runs train, None without any. Numbers are only ever taken from successful runs.
     """
 
@@ -73,24 +73,22 @@ class Cell:
 
     @property
     def tensor_peak_bytes(self) -> int | None:
-        """Return the allocator's peak with nothing instrumented; of the ledger where that pass is not recorded."""
-        if self.memory is None:
+        """Return the allocator's peak with nothing instrumented, None where that was not measured."""
+        if self.memory is None or self.memory.allocator is None:
             return None
-        if self.memory.allocator is not None:
-            return self.memory.allocator.peak_bytes
-        return None if self.memory.footprint is None else self.memory.footprint.peak_bytes
+        return self.memory.allocator.peak_bytes
 
     @property
     def later_peak_bytes(self) -> int | None:
         """Return the tensor peak over the phases of every task but the first, None where only one task was run."""
-        if self.memory is None:
+        if self.memory is None or self.memory.allocator is None:
             return None
-        if self.memory.allocator is not None:
-            peaks = [peak for task, _, peak in self.memory.allocator.by_phase if task >= 1]
-        else:
-            footprint = self.memory.footprint
-            peaks = [phase.peak_bytes for phase in footprint.by_phase if phase.task >= 1] if footprint else []
-        return max(peaks, default=None)
+        return max((peak for task, _, peak in self.memory.allocator.by_phase if task >= 1), default=None)
+
+    @property
+    def falls_later(self) -> bool:
+        """Tell whether the tensor peak belongs to the first task only, as where a trunk freezes after it."""
+        return self.later_peak_bytes not in (None, self.tensor_peak_bytes)
 
     def process_peak_bytes(self, malloc: str) -> int | None:
         """Return the highest process peak over the runs with this malloc setting (`pinned` or `default`)."""
@@ -144,14 +142,8 @@ def sections(results: Iterable[RunResult]) -> list[Section]:
 
 
 def is_joint(runs: Iterable[RunResult]) -> bool:
-    """Tell whether runs learn all tasks at once: they say so, or their matrix has one row for several tasks."""
-    for run in runs:
-        if run.execution.get("joint") is True:
-            return True
-        matrix = (run.accuracy.class_il or run.accuracy.task_il) if run.accuracy is not None else None
-        if matrix and len(matrix) == 1 and len(matrix[0]) > 1:
-            return True
-    return False
+    """Tell whether any of the runs says that it learnt all tasks at once."""
+    return any(run.joint for run in runs)
 
 
 def _cells(runs: Sequence[RunResult]) -> tuple[Cell, ...]:

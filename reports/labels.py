@@ -36,11 +36,17 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def place_labels(
-    axes: Axes, x: Sequence[float], y: Sequence[float], errors: Sequence[float], labels: Sequence[str]
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    errors: Sequence[float],
+    labels: Sequence[str],
+    spans: Sequence[tuple[float, float, float]] = (),
 ) -> None:
     """Label points (data coordinates, error bars of +-errors), each where it covers the least, nearest first.
 
-    Labels that end up away from their point get a thin line to it. Call it after limits and sizes are final.
+    spans: level lines to keep free as well, each from one x to another (rising) at a y. Labels that end up away from
+    their point get a thin line to it. Call it after limits and sizes are final.
     """
     from matplotlib.transforms import Bbox
 
@@ -54,6 +60,10 @@ def place_labels(
         low, high = axes.transData.transform([(across, up - error), (across, up + error)])
         radius = POINT_RADIUS * pixels
         taken.append(Bbox.from_extents(low[0] - radius, low[1] - radius, high[0] + radius, high[1] + radius))
+    for start, end, up in spans:
+        (left, level), (right, _) = axes.transData.transform([(start, up), (end, up)])
+        radius = POINT_RADIUS * pixels
+        taken.append(Bbox.from_extents(left - radius, level - radius, right + radius, level + radius))
     for across, up, label in zip(x, y, labels, strict=True):
         text = axes.annotate(label, (across, up), (0, 0), textcoords="offset points", fontsize=9, linespacing=0.95)
         size = text.get_window_extent()

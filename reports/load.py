@@ -54,7 +54,7 @@ def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
 
 
 def _joint_cells(results: Iterable[RunResult]) -> set[tuple[tuple[str, str], ...]]:
-    # by cell, because the memory run of a joint method has no accuracy matrix to tell it by
+    # by cell, because a run that died before its method was built does not know that it is joint
     return {run.spec.cell() for run in results if is_joint([run])}
 
 

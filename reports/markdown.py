@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.errors import UsageError
 from harness.files import write_text
 from harness.results import RunResult
 from reports import provenance, sentences, tables
 from reports.cells import Section
 from reports.load import load_sections
-from reports.plots import Plot, draw_section
+from reports.plots import Kind, Plot, draw_section
 from reports.units import UNDEFINED, plural
 
 NOTES = f"""MiB = 2^20 bytes. Tensor peak: the allocator's own peak over every phase and task of the short schedule, \
 with nothing instrumented. Process peak: resident memory of an un-profiled process, which includes the interpreter and \
 the libraries; on the short schedule freed blocks return to the system at once, on the full stream malloc keeps its \
 defaults. Accuracy and forgetting: mean over seeds ± sample standard deviation. {UNDEFINED}: not defined for the \
-method; empty: not measured. A joint run learns all tasks at once and is an upper bound."""
+method; empty: not measured. A joint run learns all tasks at once; on a short schedule it need not \
+reach the highest accuracy."""
 
 
 def write_report(
@@ -28,15 +30,22 @@ def write_report(
     out: the folder to write into (made if missing), or a file whose name ends in `.md`; `directory` by default.
     progress: called with the caption of each plot before it is drawn, which takes about a second. Every file
     appears whole under its name, the report last. Raises UsageError on a directory without results and on results
-    that cannot share a table.
+    that cannot share a table, and where nothing can be written.
     """
     sections = load_sections(directory)
     path = directory / "report.md" if out is None else out if out.suffix == ".md" else out / "report.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / "plots"
     drawn: dict[str, list[Plot]] = {}
-    if plots:
-        drawn = {section.setting.slug: draw_section(section, path.parent / "plots", progress) for section in sections}
-    return write_text(path, report_text(sections, drawn))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if plots:
+            drawn = {section.setting.slug: draw_section(section, folder, progress) for section in sections}
+        return write_text(path, report_text(sections, drawn))
+    except OSError as error:
+        raise UsageError(
+            f"the report cannot be written to {path} ({error.strerror or error}); "
+            "give a folder that you can write to with --out"
+        ) from error
 
 
 def report_text(sections: list[Section], plots: dict[str, list[Plot]] | None = None) -> str:
@@ -69,36 +78,39 @@ def _overview(sections: list[Section], runs: list[RunResult]) -> str:
 
 def _section(section: Section, plots: list[Plot]) -> list[str]:
     parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
-    parts += [_image(plot) for plot in plots if plot.kind != "timeline"]
+    parts += _images(plots, "roles", "accuracy")
     if section.measured:
         parts += ["### Roles at the peak (MiB)", sentences.role_sentence(section), tables.role_table(section)]
         parts.append(provenance.sum_check(section))
         parts.append(_details("Roles at the peak in bytes, and the sum check", tables.role_bytes_table(section)))
         parts.append(_details("Each role's own peak (MiB)", tables.role_peak_table(section)))
         parts += ["### Phases (peak MiB)", sentences.phase_sentence(section), tables.phase_table(section)]
-        parts.append(_details("Every task and phase (peak MiB)", tables.task_table(section)))
+        parts.append(_details("Every task and phase (peak MiB, nothing instrumented)", tables.task_table(section)))
         workspace = tables.workspace_table(section)
         if workspace:
             parts += ["### Workspace at the peak, by operation", sentences.workspace_sentence(section)]
             held = ((cell, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
             parts += [f"{cell.label}: {sentence}" for cell, sentence in held if sentence]
             parts.append(_details("Operations", workspace))
-    timelines = [_image(plot) for plot in plots if plot.kind == "timeline"]
-    parts.append(_details("Live bytes over time, by role", "\n\n".join(timelines)))
+    parts.append(_details("Live bytes over time, by role", *_images(plots, "timeline")))
     process = tables.process_table(section)
     if process:
-        parts += ["### Process level", sentences.process_sentence(section), _details("Every process", process)]
-    parts.append(_details("Work and time", tables.time_table(section)))
+        parts += ["### Process level", sentences.process_sentence(section)]
+        parts.append(_details("Every process", process, *_images(plots, "process")))
+    work = tables.time_table(section)
+    if work:
+        parts.append(_details("Work and time", sentences.time_sentence(), work))
     parts.append(_details("Hyper-parameters and execution", provenance.settings_table(section)))
     return parts
 
 
-def _image(plot: Plot) -> str:
-    """Return the PNG, which every viewer shows, linked to the SVG, which stays sharp."""
-    name = plot.png.stem
-    return f"[![{plot.caption}](plots/{name}.png)](plots/{name}.svg)"
+def _images(plots: list[Plot], *kinds: Kind) -> list[str]:
+    """Return the PNGs of some kinds, which every viewer shows, each linked to the SVG, which stays sharp."""
+    shown = [(plot.caption, plot.png.stem) for plot in plots if plot.kind in kinds]
+    return [f"[![{caption}](plots/{name}.png)](plots/{name}.svg)" for caption, name in shown]
 
 
-def _details(summary: str, content: str) -> str:
+def _details(summary: str, *parts: str) -> str:
     """Return a folded part, or nothing when it is empty; the blank lines make a code host render the markdown in it."""
+    content = "\n\n".join(part for part in parts if part)
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""

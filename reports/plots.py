@@ -48,9 +48,11 @@ STACK = (
 """The order in which roles are stacked: what stays first, what comes and goes last, so that edges stay level."""
 POINT_COLOUR = "#0072B2"
 POINT_FACE = "#A6D0EC"
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_CHARACTERS = 34
 
-Kind = Literal["roles", "accuracy", "timeline"]
+Kind = Literal["roles", "accuracy", "timeline", "process"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def draw_section(section: Section, folder: Path, progress: Callable[[str], None]
             name = f"timeline-{cell.method}" + _repeat_suffix(section, number)
             caption = f"Live bytes by role over time, {cell.label}"
             draw("timeline", name, caption, partial(timeline_figure, run, cell.label))
+    if process_curves(section):
+        draw("process", "process", "Resident memory of each process over time", partial(process_figure, section))
     return plots
 
 
@@ -128,7 +132,8 @@ def accuracy_points(section: Section) -> list[tuple[Cell, Statistic]]:
 def accuracy_figure(section: Section) -> Figure:
     """Return accuracy (%, error bars: sample standard deviation over seeds) against tensor peak (MiB).
 
-    Joint runs, an upper bound, are hollow diamonds. Every point is labelled beside it.
+    Joint runs, which learn all tasks at once, are hollow diamonds. A method that holds less after its first task has a
+    second, hollow point at its peak over the later tasks, joined to the first, which carries the label.
     """
     points = accuracy_points(section)
     class_il = any(cell.metric("class_il_accuracy") for cell, _ in points)
@@ -142,6 +147,14 @@ def accuracy_figure(section: Section) -> Figure:
         axes.scatter(
             [across], [up], s=42, marker=marker, facecolor=face, edgecolor=POINT_COLOUR, linewidth=1.5, zorder=3
         )
+    fallen = [
+        ((cell.later_peak_bytes or 0) / MIB, across, up)
+        for (cell, _), across, up in zip(points, x, y, strict=True)
+        if cell.falls_later
+    ]
+    for later, across, up in fallen:
+        axes.plot([later, across], [up, up], color=POINT_COLOUR, linewidth=0.8, zorder=2)
+        axes.scatter([later], [up], s=42, facecolor="white", edgecolor=POINT_COLOUR, linewidth=1.5, zorder=3)
     low = min(up - error for up, error in zip(y, errors, strict=True))
     high = max(up + error for up, error in zip(y, errors, strict=True))
     margin = max(1.0, 0.12 * (high - low))
@@ -150,12 +163,26 @@ def accuracy_figure(section: Section) -> Figure:
     axes.set_xlabel("tensor peak (MiB)")
     axes.set_ylabel(f"{'class-IL' if class_il else 'task-IL'} accuracy (%)")
     axes.grid(color="#DDDDDD", linewidth=0.6)
+    if fallen:
+        _explain_hollow_points(figure)
     # settings go on a second line: a narrow label finds room near its point
     labels = [
-        (_short(cell.label) + (" (upper bound)" if cell.joint else "")).replace(" (", "\n(", 1) for cell, _ in points
+        (_short(cell.label) + (" (all tasks at once)" if cell.joint else "")).replace(" (", "\n(", 1)
+        for cell, _ in points
     ]
-    place_labels(axes, x, y, errors, labels)
+    place_labels(axes, x, y, errors, labels, fallen)
     return figure
+
+
+def _explain_hollow_points(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
+    faces = ((POINT_FACE, "peak over all tasks"), ("white", "peak over the later tasks, where it is lower"))
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=6.5, markerfacecolor=face, markeredgecolor=POINT_COLOUR)
+        for face, _ in faces
+    ]
+    figure.legend(handles, [text for _, text in faces], loc="outside upper left", ncols=2, frameon=False)
 
 
 def timeline_figure(result: RunResult, title: str) -> Figure:
@@ -202,6 +229,32 @@ def _mark_phases(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
         axes.add_line(Line2D(across, up, transform=where, color="#888888", linewidth=0.7, clip_on=False))
         shown = name.replace("_", " ")
         axes.text(position, 1.06, shown, transform=where, rotation=90, ha="center", va="bottom", fontsize=8.5)
+
+
+def process_curves(section: Section) -> list[tuple[str, list[tuple[float, int]]]]:
+    """Return each method's label and its memory run's resident memory over time (s, bytes), where it was sampled."""
+    runs = [(cell.label, cell.memory) for cell in section.cells if cell.memory is not None]
+    return [(label, run.process.curve) for label, run in runs if run.process is not None and run.process.curve]
+
+
+def process_figure(section: Section) -> Figure:
+    """Return resident memory (MiB) over time (s), one line per method: imports first, then the short schedule."""
+    curves = process_curves(section)
+    # about a hundred characters fit side by side, the samples of the lines included
+    columns = 100 // (max(len(_short(label)) for label, _ in curves) + 9)
+    figure, axes = _figure(8.0, 3.4 + 0.2 * -(-len(curves) // columns))
+    for number, (label, curve) in enumerate(curves):
+        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+        style = LINE_STYLES[number // len(LINE_COLOURS) % len(LINE_STYLES)]
+        sizes = [size / MIB for _, size in curve]
+        axes.plot([time for time, _ in curve], sizes, style, color=colour, linewidth=1.1, label=_short(label))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time since the process began (s)")
+    axes.set_ylabel("resident (MiB)")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False)
+    return figure
 
 
 def save_figure(figure: Figure, png: Path) -> Path:

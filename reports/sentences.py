@@ -16,14 +16,15 @@ REFERENCE = "sgd"
 
 def headline_sentence(section: Section) -> str:
     """Say how far the largest tensor peak lies above the reference, what it is made of, and who learns best."""
-    if not section.measured:
-        return "No method has a measured footprint here." + _best(section)
-    largest, _, footprint = section.measured[0]
+    peaks = [(cell, footprint) for cell, _, footprint in section.measured if cell.tensor_peak_bytes is not None]
+    if not peaks:
+        return "No method has a measured tensor peak here." + _best(section)
+    largest, footprint = peaks[0]
     at_peak = footprint.at_peak
     role = max(at_peak, key=lambda name: at_peak[name])
     made_of = f"{share(at_peak[role], sum(at_peak.values()))} of it is {_spoken(role)}"
     text = f"At its peak {largest.label} holds {mib(largest.tensor_peak_bytes)} MiB"
-    measured = [cell for cell, _, _ in section.measured]
+    measured = [cell for cell, _ in peaks]
     reference, smallest = _reference(measured), measured[-1]
     if reference is not largest:
         ratio = (largest.tensor_peak_bytes or 0) / (reference.tensor_peak_bytes or 1)
@@ -82,6 +83,14 @@ def process_sentence(section: Section) -> str:
     return f"Before the network is built the process already holds {mib(min(baselines))} to {mib(max(baselines))} MiB."
 
 
+def time_sentence() -> str:
+    """Say how far the seconds can be trusted, and where better ones are."""
+    return (
+        "Seconds inside the phases of the full stream, training and evaluation, mean over seeds. Processes ran side by "
+        "side on shared cores, so these are rough; for ratios between methods take the time benchmarks in `bench/time`."
+    )
+
+
 def fingerprint_sentence(runs: Sequence[RunResult]) -> str:
     """Say how many runs were compared, and that the loader found their batches equal (it refuses them otherwise)."""
     known = sum(run.fingerprint is not None for run in runs if run.status == "ok")
@@ -115,17 +124,16 @@ def _reference(cells: Sequence[Cell]) -> Cell:
 
 def _later(cells: Sequence[Cell]) -> str:
     """Say who holds least after the first task, where that differs from the peak."""
-    fallen = [cell for cell in cells if (cell.later_peak_bytes or 0) < (cell.tensor_peak_bytes or 0) and not cell.joint]
-    known = [cell for cell in fallen if cell.later_peak_bytes is not None]
-    if not known:
+    fallen = [cell for cell in cells if cell.falls_later]
+    if not fallen:
         return ""
-    least = min(known, key=lambda cell: cell.later_peak_bytes or 0)
+    least = min(fallen, key=lambda cell: cell.later_peak_bytes or 0)
     before, after = mib(least.tensor_peak_bytes), mib(least.later_peak_bytes)
     return f" After the first task {least.label} falls from {before} to {after} MiB."
 
 
 def _best(section: Section) -> str:
-    """Say who reaches the highest accuracy, in class-IL where any method has it; joint runs are an upper bound."""
+    """Say who reaches the highest accuracy, in class-IL where any method has it; joint runs do not compete."""
     for scenario, shown in (("class_il", "class-IL"), ("task_il", "task-IL")):
         known = [
             (statistic, cell)

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from harness.results import PHASES, ROLES
 from reports.cells import Cell, Section
-from reports.units import UNDEFINED, count, mib, share
+from reports.units import UNDEFINED, Statistic, count, mib, share
 
 ACCURACY_COLUMNS = (
     ("class_il_accuracy", "ACC class-IL %"),
@@ -54,8 +54,8 @@ def headline_table(section: Section) -> str:
 
 
 def later_differs(section: Section) -> bool:
-    """Tell whether any method's tensor peak falls in its first task only, as where a trunk freezes after it."""
-    return any(cell.later_peak_bytes not in (None, cell.tensor_peak_bytes) for cell in section.cells)
+    """Tell whether any method's tensor peak belongs to its first task only."""
+    return any(cell.falls_later for cell in section.cells)
 
 
 def accuracy_text(cell: Cell, metric: str) -> str:
@@ -111,12 +111,11 @@ def phase_table(section: Section) -> str:
 
 
 def task_table(section: Section) -> str:
-    """Return the peak of every phase of every task in MiB, by the un-instrumented pass where it recorded them."""
+    """Return the peak of every phase of every task in MiB, with nothing instrumented."""
     rows = []
-    for cell, run, footprint in section.measured:
-        peaks = {(phase.task, phase.phase): phase.peak_bytes for phase in footprint.by_phase}
-        if run.allocator is not None and run.allocator.by_phase:
-            peaks = {(task, phase): peak for task, phase, peak in run.allocator.by_phase}
+    for cell in section.cells:
+        allocator = cell.memory.allocator if cell.memory is not None else None
+        peaks = {(task, phase): peak for task, phase, peak in allocator.by_phase} if allocator is not None else {}
         for task in sorted({task for task, _ in peaks}):
             rows.append([cell.label, count(task), *(mib(peaks.get((task, phase))) for phase in PHASES)])
     return markdown_table(["method", "task", *PHASES], rows)
@@ -151,15 +150,15 @@ def process_table(section: Section) -> str:
 
 
 def time_table(section: Section) -> str:
-    """Return floating-point operations of a steady step, and the seconds of the full stream, mean over seeds."""
+    """Return floating-point operations of a steady step, and seconds inside the full stream's phases, over seeds."""
     rows = []
     for cell in section.cells:
         flops = next((run.flops_per_step for run in cell.runs if run.flops_per_step is not None), None)
-        seconds = [run.wall_s for run in cell.accuracy]
-        if flops is not None or seconds:
-            wall = f"{sum(seconds) / len(seconds):,.1f}" if seconds else ""
-            rows.append([cell.label, "" if flops is None else f"{flops / 1e9:,.2f}", wall])
-    return markdown_table(["method", "GFLOP per step", "full stream s"], rows)
+        seconds = Statistic.of([sum(run.phase_s.values()) for run in cell.accuracy if run.phase_s])
+        if flops is not None or seconds is not None:
+            shown = "" if seconds is None else f"{seconds.mean:,.1f}"
+            rows.append([cell.label, "" if flops is None else f"{flops / 1e9:,.2f}", shown])
+    return markdown_table(["method", "GFLOP per step", "phases of the full stream s"], rows)
 
 
 def observer_delta_bytes(cell: Cell) -> int | None:

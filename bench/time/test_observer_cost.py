@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.job import Job, Pass
+from harness.job import Job
 from harness.processes import Workers
 from harness.spec import RunSpec
 
 ROUNDS = 3
+THREADS = os.cpu_count() or 1
+
+BARE = """
+import sys
+from harness.build import build
+from harness.execution import Unwatched
+from harness.spec import RunSpec
+from harness.training import Progress, short_schedule, train
+
+run, progress = build(RunSpec.model_validate_json(sys.stdin.read()), Unwatched()), Progress()
+train(run.method, run.stream, run.execution, short_schedule(run.method), Unwatched(), progress)
+print(progress.seconds["step"], progress.steps)
+"""
+"""The schedule, loop and clock of the attribution pass, with nobody looking on."""
 
 
-def seconds_per_step(what: Pass, spec: RunSpec) -> float:
-    """Seconds of one steady step, with every thread to itself."""
-    outcome = Workers(threads=os.cpu_count() or 1).run(Job(spec=spec, what=what), 600, lambda fields: None)
+def steady_step_s(seconds: float, steps: int) -> float:
+    """Return the seconds of one step, given those of all but the first of each of the short schedule's two tasks."""
+    assert steps > 2
+    return seconds / (steps - 2)
+
+
+def bare_step_s(spec: RunSpec) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        input=spec.model_dump_json(),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": str(THREADS)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, steps = done.stdout.split()
+    return steady_step_s(float(seconds), int(steps))
+
+
+def observed_step_s(spec: RunSpec) -> float:
+    outcome = Workers(threads=THREADS).run(Job(spec=spec, what="attribution"), 600, lambda fields: None)
     assert outcome.status == "ok", outcome.reason
-    return outcome.phase_s["step"] / (outcome.steps // 2)  # two steps a task: one of them is the first
+    return steady_step_s(outcome.phase_s["step"], outcome.steps)
 
 
 @pytest.mark.parametrize("method", ["sgd", "derpp"])
-def test_attribution_costs_little_more_than_bare_steps(benchmark: Any, method: str) -> None:
-    spec = RunSpec(method=method, stream="synthetic-cifar10", buffer_size=15, replay_size=15, steps_per_task=2)
+def test_observed_steps_relative_to_bare_ones(benchmark: Any, method: str) -> None:
+    spec = RunSpec(method=method, stream="synthetic-cifar10", buffer_size=15, replay_size=15)
     bare: list[float] = []
-    watched: list[float] = []
+    observed: list[float] = []
 
     def one_round() -> None:
-        bare.append(seconds_per_step("accuracy", spec.model_copy(update={"measure": "accuracy"})))
-        watched.append(seconds_per_step("attribution", spec))
+        bare.append(bare_step_s(spec))
+        observed.append(observed_step_s(spec))
 
     benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1)
-    ratio = min(watched) / min(bare)
-    benchmark.extra_info.update(ratio=round(ratio, 3), bare_s=min(bare), attribution_s=min(watched))
-    print(f"\n{method}: attribution {min(watched):.3f} s, bare {min(bare):.3f} s a step: {ratio:.2f}x")
-    assert ratio < 1.3
+    ratio = min(observed) / min(bare)
+    benchmark.extra_info.update(ratio=round(ratio, 3), bare_s=min(bare), observed_s=min(observed))
+    print(f"\n{method}: observed {min(observed):.3f} s, bare {min(bare):.3f} s a step: {ratio:.2f}x")

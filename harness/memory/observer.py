@@ -179,6 +179,13 @@ def _hook_first(parameter: Tensor, hook: Callable[[Tensor], None]) -> None:
     hooks.update({handle.id: hook, **others})
 
 
+def _owners_unknown(storage: Any) -> int:
+    raise ClmemError(
+        "this build of torch cannot tell who keeps a tensor that other saved-tensor hooks pack (checkpointing, "
+        "save_on_cpu); use a newer torch to attribute a method that checkpoints"
+    )
+
+
 @contextmanager
 def _others_report_too(observer: Observer) -> Iterator[None]:
     """Let every pair of saved-tensor hooks made by others report what it keeps.
@@ -187,16 +194,17 @@ def _others_report_too(observer: Observer) -> Iterator[None]:
     invisible. A tensor counts as kept when packing it left one more owner of its storage behind, or returned it.
     """
     original = saved_tensors_hooks.__init__
+    owners_of: Callable[[Any], int] = getattr(torch._C, "_storage_Use_Count", _owners_unknown)
 
     def init(self: saved_tensors_hooks, pack_hook: Callable[..., Any], unpack_hook: Callable[..., Any]) -> None:
         def pack(tensor: Tensor) -> Any:
             storage = tensor.untyped_storage()
-            owners = torch._C._storage_Use_Count(storage._cdata)
+            owners = owners_of(storage._cdata)
             packed = None
             try:
                 packed = pack_hook(tensor)
             finally:  # checkpointing stops its recomputation by raising once it kept the last tensor
-                kept = [tensor] if torch._C._storage_Use_Count(storage._cdata) > owners else []
+                kept = [tensor] if owners_of(storage._cdata) > owners else []
                 observer.saves(*kept, *_tensors_in(packed))
             return packed
 

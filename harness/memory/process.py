@@ -25,9 +25,10 @@ def high_water_bytes() -> int:
     return _status_bytes("VmHWM")
 
 
-def reset_high_water() -> None:
-    """Let VmHWM start again from the present. Where the kernel forbids it, the mark goes on from the import's own."""
+def reset_high_water() -> bool:
+    """Let VmHWM start again from the present. False where the kernel forbids it, and it goes on from the import's."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True

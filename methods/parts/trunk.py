@@ -33,5 +33,8 @@ def frozen_trunk(
 
     Raises for a boundary that the network lacks, in every task: not only once the trunk freezes.
     """
-    trunk_modules(network, boundary)
+    if not trunk_modules(network, boundary):
+        raise ValueError(
+            f"nothing lies before boundary {boundary!r}, so there is no trunk to freeze; choose a later one"
+        )
     return Trunk(boundary, bn) if freezing == "frozen" or task > 0 else None

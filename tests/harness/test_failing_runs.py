@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import UsageError
-from harness.job import Job
+from harness.job import Job, Outcome
 from harness.processes import Workers
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -98,6 +99,30 @@ def test_a_pass_that_takes_too_long_is_recorded_as_timeout(tmp_path: Path, monke
     outcome = Workers(1).run(Job(spec=spec("rogue-sleeper"), what="accuracy"), 8, lambda fields: None)
     assert outcome.status == "timeout"
     assert "longer than 8 s" in (outcome.reason or "")
+
+
+def test_a_folder_of_the_users_does_not_hide_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    quick = spec("sgd", measure="accuracy", steps_per_task=1)
+    outcome = Workers(1).run(Job(spec=quick, what="process"), 120, lambda fields: None)
+    assert outcome.status == "ok", outcome.reason
+
+
+def test_a_pass_that_runs_out_of_memory_beside_others_is_tried_once_more_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[str] = []
+
+    def run(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
+        alone.append(job.what)
+        first = alone.count(job.what) == 1
+        return Outcome(status="oom" if first and job.what == "truth" else "ok", peaks=[(0, "step", 1)])
+
+    monkeypatch.setattr(Workers, "run", run)
+    results: list[RunResult] = []
+    run_specs([spec("sgd")], results.append, jobs=2)
+    assert sorted(alone) == ["attribution", "process", "truth", "truth"]
+    assert [result.status for result in results] == ["ok"]
 
 
 def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:

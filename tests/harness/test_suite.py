@@ -57,6 +57,8 @@ def test_a_suite_measures_memory_once_and_accuracy_once_per_seed(tmp_path: Path)
         (TINY.replace("methods", "method"), "did you mean 'methods'"),
         (TINY.replace("seeds = [0, 1]", "seeds = []"), "seeds"),
         (TINY.replace("width = 1", "width = 'wide'"), "width is 'wide'"),
+        (TINY.replace("seeds = [0, 1]", "seeds = [0, -1]"), "seeds.1 is -1"),
+        (TINY.replace("seeds = [0, 1]", "seeds = [0, 0]"), "more than once"),
         (TINY.replace('measure = ["memory"]', "") + 'measure = ["speed"]', "measure"),
     ],
 )
@@ -123,6 +125,14 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path, fake_runs: list
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(UsageError, match="no results directory of clmem"):
         run_suite(load_suite(write(tmp_path, TINY)), tmp_path)
+
+
+def test_what_a_killed_write_left_behind_does_not_block_a_directory(tmp_path: Path, fake_runs: list[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".suite.json.1.part").write_text("{")
+    assert len(run_suite(load_suite(write(tmp_path, TINY)), out)) == 6
+    assert list(out.glob(".*.part")) == []
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, fake_runs: list[str]) -> None:

@@ -212,3 +212,14 @@ def test_settings_are_those_of_the_released_code() -> None:
     chosen = (config.lr, config.head, config.beta, config.keep_ratio, config.memory_size, config.boundary)
     assert chosen == (0.01, "task_il", 2e-4, 0.15, 15, "layer4")
     assert make_setting(two_layers()).buffer_size != config.memory_size, "memory_size is a setting of its own"
+
+
+def test_a_memory_larger_than_the_batch_it_is_taken_from_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory_size is 5 but the batch it is taken from has 4"):
+        make_method("lightcl", two_layers(), {"memory_size": 5})
+    make_method("lightcl", two_layers(), {"memory_size": 5, "memory_source": "reservoir"})
+
+
+def test_a_boundary_that_leaves_no_trunk_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trunk"):
+        make_method("tail-sgd", ResNet18(2, width=1), {"boundary": "stem"})

@@ -104,7 +104,12 @@ def make_setting(network: nn.Module, **changes: Any) -> Setting:
 def make_method(
     name: str, network: nn.Module, config: Mapping[str, object] | None = None, **changes: Any
 ) -> tuple[Method, Execution]:
-    """Return the registered method on the network, and the execution that carries it out."""
+    """Return the registered method on the network, and the execution that carries it out.
+
+    A memory larger than the toys' batch of 4 would be refused, so LightCL takes 3 images unless told otherwise.
+    """
+    if name == "lightcl":
+        config = {"memory_size": 3, **(config or {})}
     execution = Execution(cast(ResNet18, network), Unwatched())
     cls = method_class(name)
     method = cls(make_setting(network, executor=execution, **changes), cls.Config.model_validate(config or {}))

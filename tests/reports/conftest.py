@@ -39,7 +39,7 @@ def _memory_run(
     later_share: float = 1.0,
     checks: tuple[str, ...] = (),
     tasks: int = 2,
-    execution: Mapping[str, Any] | None = None,
+    joint: bool = False,
     fingerprint: str | None = "f00d",
     data_digest: str | None = "da7a",
     op: str = "aten::convolution_backward",
@@ -57,7 +57,8 @@ def _memory_run(
         status=status,
         reason=reason,
         checks=list(checks),
-        execution={"trunk_chunk": 0, **(execution or {})},
+        execution={"trunk_chunk": 0},
+        joint=joint,
         method_config={"lr": 0.03},
         environment=dict(environment),
     )
@@ -97,7 +98,8 @@ def _memory_run(
             kind="cpu", peak_bytes=peak - delta_bytes, by_phase=[(p.task, p.phase, p.peak_bytes) for p in by_phase]
         )
         result.observer_delta_bytes = delta_bytes
-        result.process = Process(baseline_bytes=527 * MIB, peak_bytes=600 * MIB + peak, malloc="pinned")
+        curve = [(0.1, 10 * MIB), (2.0, 527 * MIB), (3.0, 600 * MIB + peak), (4.0, 560 * MIB)]
+        result.process = Process(baseline_bytes=527 * MIB, peak_bytes=600 * MIB + peak, malloc="pinned", curve=curve)
         result.flops_per_step = 10**9
         result.fingerprint, result.data_digest = fingerprint, data_digest
     result.run_id = result.spec.run_id
@@ -112,7 +114,7 @@ def _accuracy_run(
     *,
     status: Status = "ok",
     reason: str | None = None,
-    execution: Mapping[str, Any] | None = None,
+    joint: bool = False,
     fingerprint: str | None = None,
     data_digest: str | None = "da7a",
     **spec: Any,
@@ -124,7 +126,8 @@ def _accuracy_run(
         spec=RunSpec.model_validate({**SETTING, "method": method, "seed": seed, "measure": "accuracy", **spec}),
         status=status,
         reason=reason,
-        execution={"trunk_chunk": 0, **(execution or {})},
+        execution={"trunk_chunk": 0},
+        joint=joint,
         method_config={"lr": 0.03},
         environment=dict(ENVIRONMENT),
     )
@@ -132,7 +135,7 @@ def _accuracy_run(
         result.accuracy = accuracy
         result.metrics = scenario_metrics(accuracy)
         result.process = Process(baseline_bytes=527 * MIB, peak_bytes=(900 + seed) * MIB, malloc="default")
-        result.wall_s = 12.5
+        result.phase_s, result.wall_s = {"step": 10.0, "evaluate": 0.5 + seed}, 99.9
         result.fingerprint, result.data_digest = fingerprint or f"beef{seed}", data_digest
     result.run_id = result.spec.run_id
     return result
@@ -163,7 +166,7 @@ def example_runs() -> list[RunResult]:
         _memory_run("sgd", sgd),
         _memory_run("derpp", {**sgd, "activations": 20.0, "replay": 0.25}, config={"alpha": 0.1, "beta": 0.5}),
         _memory_run("pnn", {**sgd, "parameters": 5.0, "method_state": 1.0}, tasks=5, fingerprint="0f5"),
-        _memory_run("joint", sgd, fingerprint="0dd", execution={"joint": True}),
+        _memory_run("joint", sgd, fingerprint="0dd", joint=True),
         _memory_run("gem", sgd, status="oom", reason="the process was killed | at 4,096 MiB"),
     ]
     for seed, last in enumerate((0.70, 0.72, 0.77)):
@@ -173,5 +176,5 @@ def example_runs() -> list[RunResult]:
     runs.append(_accuracy_run("sgd", 0, [[0.95, 0.0], [0.0, 0.9]], [[0.95, 0.5], [0.8, 0.97]]))
     runs.append(_accuracy_run("sgd", 1, None, None, status="diverged", reason="the loss became NaN at task 1, step 7"))
     runs.append(_accuracy_run("pnn", 0, None, [[0.9, 0.5], [0.9, 0.95]]))
-    runs.append(_accuracy_run("joint", 0, [[0.9, 0.92]], [[0.97, 0.98]], fingerprint="a110", execution={"joint": True}))
+    runs.append(_accuracy_run("joint", 0, [[0.9, 0.92]], [[0.97, 0.98]], fingerprint="a110", joint=True))
     return runs

@@ -73,6 +73,13 @@ def test_headline_peak_is_that_of_the_uninstrumented_pass(memory_run: MakeRun) -
     assert cell.tensor_peak_bytes == 8 * MIB - 512
 
 
+def test_without_the_uninstrumented_pass_there_is_no_headline_peak(memory_run: MakeRun) -> None:
+    run = memory_run("sgd", {"activations": 8.0})
+    run.allocator = None
+    cell = cells([run])["sgd"]
+    assert cell.tensor_peak_bytes is cell.later_peak_bytes is None
+
+
 def test_process_peaks_of_the_two_malloc_settings_are_kept_apart(example_runs: list[RunResult]) -> None:
     derpp = cells(example_runs)["derpp (alpha=0.1, beta=0.5)"]
     assert derpp.memory is not None
@@ -81,15 +88,10 @@ def test_process_peaks_of_the_two_malloc_settings_are_kept_apart(example_runs: l
     assert derpp.process_peak_bytes("default") == 902 * MIB
 
 
-def test_joint_is_told_by_its_matrix_or_by_its_execution(memory_run: MakeRun, accuracy_run: MakeRun) -> None:
-    by_matrix = [memory_run("all", {}), accuracy_run("all", 0, [[0.5, 0.5]], None)]
-    by_execution = [memory_run("all", {}, execution={"joint": True})]
-    one_task = [accuracy_run("one", 0, [[0.5]], None)]
-    assert [next(iter(cells(runs).values())).joint for runs in (by_matrix, by_execution, one_task)] == [
-        True,
-        True,
-        False,
-    ]
+def test_a_cell_is_joint_when_any_of_its_runs_says_so(memory_run: MakeRun, accuracy_run: MakeRun) -> None:
+    found = cells([memory_run("all", {}, joint=True), accuracy_run("all", 0, None, None, status="crashed")])
+    assert found["all"].joint
+    assert not cells([memory_run("sgd", {}), accuracy_run("sgd", 0, [[0.5, 0.5]], None)])["sgd"].joint
 
 
 def test_two_memory_runs_of_one_cell_must_agree_to_the_byte(memory_run: MakeRun) -> None:

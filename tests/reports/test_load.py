@@ -53,7 +53,10 @@ def test_different_data_is_refused_also_of_joint_runs(accuracy_run: MakeRun) -> 
 
 
 def test_a_joint_run_has_an_order_of_its_own_in_both_measures(memory_run: MakeRun, accuracy_run: MakeRun) -> None:
-    joint = [memory_run("joint", {}, fingerprint="1"), accuracy_run("joint", 0, [[0.9, 0.9]], None, fingerprint="2")]
+    joint = [
+        memory_run("joint", {}, fingerprint="1", joint=True),
+        accuracy_run("joint", 0, [[0.9, 0.9]], None, fingerprint="2", joint=True),
+    ]
     check_same_data([memory_run("sgd", {}), accuracy_run("sgd", 0, ROWS, ROWS), *joint])
 
 

@@ -137,6 +137,32 @@ def test_the_report_can_be_written_elsewhere(tmp_path: Path, memory_run: MakeRun
     assert write_report(tmp_path, tmp_path / "c" / "mine.md", plots=False).is_file()
 
 
+def test_a_place_that_cannot_be_written_to_is_named_with_what_to_do(tmp_path: Path, memory_run: MakeRun) -> None:
+    save_result(tmp_path, memory_run("sgd", {"input": 1.0}))
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.md").mkdir()
+    for out in (tmp_path / "file" / "inside", tmp_path / "file", tmp_path / "folder.md"):
+        with pytest.raises(UsageError, match=rf"cannot be written to {out}.*; give a folder that .* with --out$"):
+            write_report(tmp_path, out, plots=False)
+
+
+def test_without_the_uninstrumented_pass_its_columns_and_sentence_are_empty(memory_run: MakeRun) -> None:
+    runs = [memory_run("sgd", {"input": 1.0}), memory_run("er", {"input": 2.0}, later_share=0.5)]
+    runs[1].allocator = None
+    text = report_text(sections(runs))
+    assert row(text, "er")[1] == ""
+    assert "At its peak sgd holds 1.0 MiB; " in text
+    runs[0].allocator = None
+    assert "No method has a measured tensor peak here." in report_text(sections(runs))
+
+
+def test_seconds_are_those_inside_phases_and_said_to_be_rough(accuracy_run: MakeRun) -> None:
+    runs = [accuracy_run("sgd", seed, ROWS, ROWS) for seed in (0, 1)]
+    part = report_text(sections(runs)).split("Work and time")[1].split("</details>")[0]
+    assert row(part, "sgd")[-1] == "11.0"
+    assert "side by side on shared cores, so these are rough" in part
+
+
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = files.write_text(tmp_path / "report.md", "old")
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from harness.results import ROLES, RunResult, save_result
 from reports.cells import sections
 from reports.labels import spread
 from reports.markdown import write_report
-from reports.plots import ROLE_COLOURS, STACK, accuracy_figure, draw_section, timeline_figure
+from reports.plots import ROLE_COLOURS, STACK, accuracy_figure, draw_section, process_figure, timeline_figure
 
 MakeRun = Callable[..., RunResult]
 
@@ -38,7 +39,7 @@ def test_svg_and_png_are_the_same_bytes_in_every_process(tmp_path: Path, memory_
         subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
         drawn.append({path.name: path.read_bytes() for path in (out / "plots").iterdir()})
     assert drawn[0] == drawn[1]
-    assert sorted(Path(name).suffix for name in drawn[0]) == [".png", ".png", ".svg", ".svg"]
+    assert sorted(Path(name).suffix for name in drawn[0]) == 3 * [".png"] + 3 * [".svg"]
     assert b"<dc:date>" not in b"".join(drawn[0].values())
 
 
@@ -48,7 +49,7 @@ def test_the_report_links_every_plot_it_wrote(tmp_path: Path, example_runs: list
     seen: list[str] = []
     text = write_report(tmp_path, progress=seen.append).read_text(encoding="utf-8")
     written = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert len(written) == 2 * len(seen) == 2 * (2 + 4)
+    assert len(written) == 2 * len(seen) == 2 * (3 + 4)
     assert all(f"(plots/{name})" in text for name in written)
 
 
@@ -61,7 +62,7 @@ def test_two_cells_of_one_method_draw_into_different_files(tmp_path: Path, memor
     runs = [memory_run("ewc", {"input": 1.0}, config={"penalty": kind}, samples=2) for kind in ("graph", "inplace")]
     (section,) = sections(runs)
     names = [plot.png.name for plot in draw_section(section, tmp_path)]
-    assert len(set(names)) == len(names) == 3
+    assert len(set(names)) == len(names) == 4
 
 
 def test_a_timeline_needs_a_footprint(memory_run: MakeRun) -> None:
@@ -89,6 +90,27 @@ def test_labels_of_crowded_points_do_not_overlap(memory_run: MakeRun, accuracy_r
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert len(boxes) == 8
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_peak_that_falls_after_the_first_task_has_a_second_point(memory_run: MakeRun, accuracy_run: MakeRun) -> None:
+    rows = [[0.9, None], [0.25, 0.75]]
+    runs = [accuracy_run(name, 0, rows, rows) for name in ("sgd", "lightcl")]
+    level = [*runs, memory_run("sgd", {"activations": 8.0}), memory_run("lightcl", {"activations": 8.0})]
+    falls = [*level[:3], memory_run("lightcl", {"activations": 8.0}, later_share=0.25)]
+    figures = [accuracy_figure(sections(found)[0]) for found in (level, falls)]
+    points = [[tuple(np.ravel(dot.get_offsets())) for dot in figure.axes[0].collections[1:]] for figure in figures]
+    assert (2.0, 50.0) not in points[0]
+    assert points[1].count((2.0, 50.0)) == 1
+    assert [len(figure.legends) for figure in figures] == [0, 1]
+
+
+def test_every_sampled_process_has_a_labelled_line(memory_run: MakeRun) -> None:
+    runs = [memory_run(f"method-{number}", {"input": 1.0}) for number in range(9)]
+    assert runs[8].process is not None
+    runs[8].process.curve = []
+    lines = process_figure(sections(runs)[0]).axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [f"method-{number}" for number in range(8)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
 
 
 @given(st.lists(st.floats(0.0, 1.0), max_size=40).map(sorted), st.floats(0.001, 0.2))
