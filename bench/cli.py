@@ -297,7 +297,8 @@ def main() -> None:
         message, code = f"{error.strerror}: {error.filename}" if error.filename else str(error), 2
     except (KeyboardInterrupt, typer.Abort):
         message, code = "interrupted; the same command completes what is missing", 130
-    print(f"clmem: {message}", file=sys.stderr)
+    if message:  # without arguments the help has been printed, which says enough
+        print(f"clmem: {message}", file=sys.stderr)
     sys.exit(code)
 
 

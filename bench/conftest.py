@@ -105,6 +105,7 @@ def peak_bytes(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[RunS
     return measure
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-benchmark's own summary raises when the gate fails
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     results = config.stash[RESULTS]
     if results:

@@ -125,7 +125,7 @@ class Method:
     uses_buffer: ClassVar[bool] = False
     """Whether it keeps samples: then a buffer of 0 is refused."""
     joint: ClassVar[bool] = False
-    """Whether it trains on all tasks at once (an upper bound, not a continual learner)."""
+    """Whether it trains on all tasks at once, and so is no continual learner."""
     grows_with_tasks: ClassVar[bool] = False
     """Whether its state grows with every task, so that a memory measurement must visit all of them."""
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}

@@ -35,7 +35,7 @@ def clmem(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         (("measure", "sgd", "--stream", "split-cifar10", "--data-root", "."), "cifar"),
         (("measure", "tail-sgd", "--set", "boundary=stem"), "no trunk"),
         (("measure", "lightcl", "--batch-size", "8"), "memory_size is 15"),
-        (("measure", "sgd", "--batch-size", "many"), "'many' is not a valid int"),
+        (("measure", "sgd", "--batch-size", "many"), "--batch-size': Input should be a valid integer"),
         (("measure", "sgd", "--out", "/proc/nowhere"), "cannot write to /proc/nowhere"),
         (("run", "quick", "--width", "5000"), "width is 5000"),
         (("run", "quick", "--method", "er", "--method", "er"), "more than once"),

@@ -82,7 +82,9 @@ class OneChannelATask:
 
 
 def test_masks_are_united_over_tasks() -> None:
-    config = LightCL.Config(keep_ratio=0.1)  # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
+    config = LightCL.Config(
+        keep_ratio=0.1, memory_size=3
+    )  # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
     method = LightCL(make_setting(two_layers(), executor=OneChannelATask()), config)
     held = []
     for index in range(3):
