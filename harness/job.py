@@ -39,6 +39,7 @@ class Outcome(BaseModel):
     peaks: list[tuple[int, str, int]] = Field(default_factory=list)
     baseline_bytes: int | None = None
     process_peak_bytes: int | None = None
+    peak_includes_imports: bool = False
     curve: list[tuple[float, int]] = Field(default_factory=list)
     accuracy: Accuracy | None = None
     fingerprint: str | None = None

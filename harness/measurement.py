@@ -39,6 +39,7 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
             baseline_bytes=unwatched.baseline_bytes,
             peak_bytes=unwatched.process_peak_bytes,
             malloc="default" if spec.measure == "accuracy" else "pinned",
+            peak_includes_imports=unwatched.peak_includes_imports,
             curve=unwatched.curve,
         )
     result.phase_s = {name: round(seconds, 6) for name, seconds in unwatched.phase_s.items()}
@@ -64,10 +65,12 @@ def _fill_memory(result: RunResult, truth: Outcome, attribution: Outcome, unwatc
     result.observer_delta_bytes = result.footprint.peak_bytes - result.allocator.peak_bytes
     attributed = {(entry.task, entry.phase): entry.peak_bytes for entry in result.footprint.by_phase}
     for task, phase, peak in truth.peaks:
-        if attributed[task, phase] != peak:
+        observed = attributed.get((task, phase))
+        if observed != peak:
+            shown = "is missing" if observed is None else f"peaks at {observed:,} B"
             result.checks.append(
-                f"{phase} of task {task} peaks at {attributed[task, phase]:,} B when observed "
-                f"and at {peak:,} B when not: observing changed what was measured"
+                f"{phase} of task {task} {shown} when observed and at {peak:,} B when not: "
+                "observing changed what was measured"
             )
     if len({truth.fingerprint, attribution.fingerprint, unwatched.fingerprint}) != 1:
         result.checks.append("the passes consumed different batches, so their peaks do not belong together")

@@ -97,6 +97,7 @@ class Process(_Record):
     """Resident memory of one un-profiled process: before the network is built, and its high-water mark.
 
     malloc: `pinned` returns freed blocks to the system at once (short schedule); `default` is glibc's (full stream).
+    peak_includes_imports: the kernel refused to reset its mark after the imports, whose own peak may be the higher.
     curve: (seconds since the process began, bytes) sampled from outside, each the highest of its stretch; between
     samples the peak can be missed, which is why peak_bytes is the kernel's own mark.
     """
@@ -104,6 +105,7 @@ class Process(_Record):
     baseline_bytes: int
     peak_bytes: int
     malloc: Literal["pinned", "default"]
+    peak_includes_imports: bool = False
     curve: list[tuple[float, int]] = Field(default_factory=list)
 
 

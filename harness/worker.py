@@ -126,7 +126,7 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
 
 def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
     """Process: the short schedule as the operating system sees it. Accuracy: the full stream."""
-    outcome.environment["high_water_reset"] = reset_high_water()
+    outcome.peak_includes_imports = not reset_high_water()
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
     try:

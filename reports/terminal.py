@@ -71,7 +71,8 @@ def _peaks(result: RunResult) -> list[str]:
         process = result.process
         above = process.peak_bytes - process.baseline_bytes
         text = f"{mib(process.peak_bytes)} MiB, {mib(above)} above a baseline of {mib(process.baseline_bytes)}"
-        lines.append(_wrap(f"process peak ({process.malloc} malloc): {text}"))
+        imports = ", the imports' own peak included" if process.peak_includes_imports else ""
+        lines.append(_wrap(f"process peak ({process.malloc} malloc{imports}): {text}"))
     return lines
 
 

@@ -130,4 +130,5 @@ def _image(files: _Files, name: str) -> NDArray[np.uint8]:
             f"{name} in {files.place} is {pixels.shape[1]} x {pixels.shape[0]}, expected 64 x 64 pixels; "
             "extract the official archive again"
         )
-    return pixels.transpose(2, 0, 1)
+    channels_first: NDArray[np.uint8] = pixels.transpose(2, 0, 1)
+    return channels_first
