@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 SUITES = Path(__file__).parent / "suites"
+INTERRUPTED = "interrupted; the same command completes what is missing"
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which recent versions of typer carry inside
 
 Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
@@ -284,7 +285,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        code = app(arguments, standalone_mode=False) or 0
+        message = INTERRUPTED if code == 130 else ""  # typer may turn Ctrl-C into this code itself
     except USAGE_ERROR as error:
         message, code = error.format_message(), 2
     except ClmemError as error:
@@ -296,7 +298,7 @@ def main() -> None:
             raise
         message, code = f"{error.strerror}: {error.filename}" if error.filename else str(error), 2
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "interrupted; the same command completes what is missing", 130
+        message, code = INTERRUPTED, 130
     if message:  # without arguments the help has been printed, which says enough
         print(f"clmem: {message}", file=sys.stderr)
     sys.exit(code)
