@@ -1,4 +1,4 @@
-"""One process of a measurement: `python -m harness.worker`, a job on standard input, JSON lines on standard output.
+"""One process of a measurement (`processes` starts it): a job on standard input, JSON lines on standard output.
 
 Lines are `{"progress": ...}` while it runs and one `{"outcome": ...}` at the end. What a method prints goes to
 standard error. The four passes differ only in who looks on: `truth` (the allocator's log and nothing else),
@@ -171,7 +171,3 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ["CLMEM_PARENT"]):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
