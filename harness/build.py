@@ -37,7 +37,7 @@ def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
         joint=cls.joint,
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
-    execution = Execution(network, monitor)
+    execution = Execution(monitor)
     setting = Setting(
         network=network,
         executor=execution,
@@ -51,7 +51,15 @@ def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
         # A generator of the method's own: what it draws never moves the stream or the initial weights.
         rng=np.random.default_rng([spec.seed, *b"method"]),
         augment=stream.augment,
+        new_network=lambda number: build_network(
+            spec.network, num_classes=stream.num_classes, width=spec.width, seed=_network_seed(spec.seed, number)
+        ),
     )
     method = cls(setting, config)
     execution.attach(method)
     return Run(stream, method, execution)
+
+
+def _network_seed(seed: int, number: int) -> int:
+    """Return the seed of a run's further network, which no run's first network has."""
+    return int(np.random.SeedSequence([seed, number, *b"network"]).generate_state(1, np.uint64)[0]) >> 1

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ClmemError
-from harness.networks import ResNet18
-from methods.base import Batch, Method, Outputs, Step
+from methods.base import Batch, Method, Network, Outputs, Step, Term
 
 
 class Monitor(Protocol):
@@ -55,20 +54,26 @@ class Unwatched:
 
 
 class Execution:
-    """Carries out a method's steps on a network. `attach` it to the method before the first step."""
+    """Carries out a method's steps on its network. `attach` it to the method before the first step."""
 
-    def __init__(self, network: ResNet18, monitor: Monitor) -> None:
-        self.network = network
+    def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self.method: Method
+        self.network: Network
         self.optimizer: torch.optim.Optimizer
 
     def attach(self, method: Method) -> None:
-        """Take the method whose steps are carried out, and make its optimizer: plain SGD, per-parameter updates."""
+        """Take the method whose steps are carried out, and its network."""
         self.method = method
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=method.config.lr, foreach=False)
-        self.adjusts = type(method).adjust_gradient is not Method.adjust_gradient
-        self.monitor.attach(method, self.optimizer)
+        hooks = ((cls.adjust_gradient, cls.adjust_gradients) for cls in (type(method), Method))
+        self.adjusts = next(hooks) != next(hooks)
+        self._take_network()
+
+    def _take_network(self) -> None:
+        """Make the optimizer of the method's present network: plain SGD, per-parameter updates."""
+        self.network = self.method.network
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=self.method.config.lr, foreach=False)
+        self.monitor.attach(self.method, self.optimizer)
 
     def describe(self) -> dict[str, object]:
         """Return the settings that results record."""
@@ -79,6 +84,8 @@ class Execution:
 
         Raises ClmemError when the method yields no terms.
         """
+        if self.network is not self.method.network:
+            self._take_network()
         outputs: list[Outputs] = []
         loss: Tensor | None = None
         for terms in self.method.terms(batch):
@@ -95,47 +102,73 @@ class Execution:
     def _step(self, terms: Step, outputs: list[Outputs]) -> Tensor:
         losses: list[Tensor] = []
         for term in terms:
-            self.monitor.inputs(term.images, *term.targets)
-            with Watch(self.network, term.watch) as maps:
-                logits = self._training_forward(term.images)
-            losses.append(term.loss(Outputs(logits, maps), *term.targets))
-            outputs.append(Outputs(logits.detach()))
-            maps.clear()  # from here on only the graph keeps them
+            self._set_modes(self.network, training=True)
+            loss, logits = self._term(term)
+            losses.append(loss)
+            outputs.append(Outputs(logits))
         total = sum(losses[1:], start=losses[0])
         total.backward()  # type: ignore[no-untyped-call]
         self.monitor.scan()
         if self.adjusts:
-            for name, parameter in self.network.named_parameters():
-                if parameter.grad is not None:
-                    self.method.adjust_gradient(name, parameter)
+            parameters = self.network.named_parameters()
+            self.method.adjust_gradients({name: value for name, value in parameters if value.grad is not None})
             self.monitor.scan()
         self.optimizer.step()
         self.monitor.scan()
         self.optimizer.zero_grad(set_to_none=True)
         return total.detach()
 
-    def _training_forward(self, images: Tensor) -> Tensor:
-        self._set_modes(training=True)
+    def _term(self, term: Term) -> tuple[Tensor, Tensor]:
+        """Return (loss with its graph, detached logits) of one term, in the modes that are set."""
+        self.monitor.inputs(term.images, *term.targets)
+        with Watch(self.network, term.watch) as maps:
+            logits = self._run(self.network, term.images)
+        loss = term.loss(Outputs(logits, maps), *term.targets)
+        maps.clear()  # from here on only the graph keeps them
+        return loss, logits.detach()
+
+    def _run(self, network: Network, images: Tensor) -> Tensor:
         trunk = self.method.trunk
         if trunk is None:
-            return self.network.run(images)
+            return network.run(images)
         with torch.no_grad():
-            features = self.network.run(images, stop=trunk.boundary)
-        return self.network.run(features, start=trunk.boundary)
+            features = network.run(images, stop=trunk.boundary)
+        return network.run(features, start=trunk.boundary)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor, *, watch: tuple[str, ...] = (), bn: Literal["eval", "train"] = "eval") -> Outputs:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        watch: tuple[str, ...] = (),
+        bn: Literal["eval", "train"] = "eval",
+        network: Network | None = None,
+        graph: bool = False,
+    ) -> Outputs:
         """Run the network without learning; see `methods.base.Executor`. A trunk frozen in eval mode stays in it."""
-        self._set_modes(training=bn == "train")
-        with Watch(self.network, watch) as maps, _running_statistics_untouched(self.network):
-            logits = self.network.run(images)
+        network = network or self.method.network
+        self._set_modes(network, training=bn == "train")
+        untouched = _running_statistics_untouched(network)
+        with torch.set_grad_enabled(graph), Watch(network, watch) as maps, untouched:
+            logits = self._run(network, images)
         return Outputs(logits, maps)
 
-    def _set_modes(self, training: bool) -> None:
-        self.network.train(training)
+    def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
+        """Run one term forward and backward without a step; see `methods.base.Executor`."""
+        network = self.method.network
+        self._set_modes(network, training=bn == "train")
+        with _running_statistics_untouched(network):
+            loss, _ = self._term(term)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.monitor.scan()
+        gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+        network.zero_grad(set_to_none=True)
+        return gradients
+
+    def _set_modes(self, network: Network, training: bool) -> None:
+        network.train(training)
         trunk = self.method.trunk
         if trunk is not None:
-            for module in self.network.stage_modules(trunk.boundary):
+            for module in network.stage_modules(trunk.boundary):
                 module.train(training and trunk.bn == "train")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UsageError, nearest
+from methods.base import Network
 
 
 class BasicBlock(nn.Module):
@@ -35,7 +36,7 @@ class BasicBlock(nn.Module):
         return self.relu2(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class ResNet18(nn.Module):
+class ResNet18(Network):
     """ResNet-18 for small images. With width 64 and 10 classes: 11,173,962 parameters.
 
     Stages, which are also the boundaries at which it can be split: stem, layer1.0 ... layer4.1, fc. The name of a

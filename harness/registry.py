@@ -29,8 +29,22 @@ def method_names() -> list[str]:
     return sorted(own | {entry.name for entry in entry_points(group=GROUP)})
 
 
+def preset_names() -> list[str]:
+    """Return `method@preset` for every preset of every known method, sorted. Imports all methods."""
+    return sorted(f"{name}@{preset}" for name in method_names() for preset in method_class(name).presets)
+
+
 def method_class(name: str) -> type[Method]:
-    """Return the class of a method. Raises UsageError for an unknown name or a file that does not hold it."""
+    """Return the class of a method; `name` may carry a preset. Raises UsageError for what is not known."""
+    name, at, preset = name.partition("@")
+    found = _class(name)
+    if at and preset not in found.presets:
+        known = f"its presets are {', '.join(map(repr, found.presets))}" if found.presets else "it has none"
+        raise UsageError(f"method {name!r} has no preset {preset!r}: {known}")
+    return found
+
+
+def _class(name: str) -> type[Method]:
     if name not in method_names():
         raise UsageError(f"there is no method {name!r}: {nearest(name, method_names())}")
     for entry in entry_points(group=GROUP):
@@ -51,9 +65,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def method_config(spec: RunSpec) -> Method.Config:
-    """Return the typed hyper-parameters of a spec: defaults, then the stream's tuned values, then the overrides."""
+    """Return a spec's typed hyper-parameters: defaults, the stream's tuned values, the preset's, then the overrides."""
     cls = method_class(spec.method)
-    values: dict[str, object] = {**cls.tuned.get(spec.stream, {}), **spec.config}
+    preset = cls.presets.get(spec.method.partition("@")[2], {})
+    values: dict[str, object] = {**cls.tuned.get(spec.stream, {}), **preset, **spec.config}
     known = list(cls.Config.model_fields)
     for key in spec.config:
         if key not in known:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch.nn.functional as F
@@ -25,12 +25,14 @@ class Batch:
     images: float32 [b, C, H, W], augmented and normalised, on the target device.
     labels: int64 [b], global class numbers, on the target device.
     raw: uint8 [b, C, H, W], the same samples un-augmented, on the host: what a replay buffer stores.
+    positions: int64 [b], on the host: which of its task's samples each one is, 0 ... Task.num_samples - 1.
     classes: the global class numbers of the task that the batch belongs to.
     """
 
     images: Tensor
     labels: Tensor
     raw: np.ndarray
+    positions: np.ndarray
     classes: range
     task: int
     epoch: int
@@ -39,12 +41,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of the stream: `batch(epoch, step)` is pure, so a method may look at any batch of its own task."""
+    """One task of the stream: `batch(epoch, step)` is pure, so a method may look at any batch of its own task.
+
+    epochs, steps_per_epoch: how long this run really stays in the task, so a short measurement has short tasks.
+    """
 
     index: int
     classes: range
     epochs: int
     steps_per_epoch: int
+    num_samples: int
     batch: Callable[[int, int], Batch]
 
 
@@ -87,11 +93,47 @@ class Trunk:
     bn: Literal["eval", "train"] = "eval"
 
 
+class Network(nn.Module):
+    """What a method learns: a chain of named stages, from images [n, 3, H, W] to logits [n, all classes]."""
+
+    @property
+    def boundaries(self) -> list[str]:
+        """Names of the stages in order; the network can be split before any of them but the first."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
+        """Run the stages from `start` (included) to `stop` (excluded); None is the beginning and the end."""
+        raise NotImplementedError
+
+    def stage_modules(self, boundary: str) -> list[nn.Module]:
+        """Return the modules that lie before `boundary`. Raises for a boundary that the network lacks."""
+        raise NotImplementedError
+
+
 class Executor(Protocol):
     """How a method looks through the network without learning: evaluation, importance, reference features."""
 
-    def forward(self, images: Tensor, *, watch: tuple[str, ...] = (), bn: Literal["eval", "train"] = "eval") -> Outputs:
-        """Run the network under `no_grad`. `bn="train"` normalises by the batch, leaving running statistics alone."""
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        watch: tuple[str, ...] = (),
+        bn: Literal["eval", "train"] = "eval",
+        network: Network | None = None,
+        graph: bool = False,
+    ) -> Outputs:
+        """Run the network, or another one that the method holds, without learning.
+
+        bn: `train` normalises by the batch, leaving running statistics alone. graph: record the autograd graph as code
+        without `no_grad` does (the outputs keep it), to measure what that costs.
+        """
+        ...
+
+    def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
+        """Return {parameter name: gradient of the term's loss}; no parameter moves and none keeps its gradient.
+
+        bn: as in `forward`. A frozen trunk has no gradients.
+        """
         ...
 
 
@@ -102,9 +144,11 @@ class Setting:
     augment: uint8 [n, C, H, W] images (any device) -> float32 augmented and normalised, drawing from the generator.
     rng: the method's own generator; nothing it draws moves the stream.
     buffer_size: replay slots in all; replay_size: samples drawn per step.
+    pretrained: whether the network's weights were loaded rather than drawn.
+    new_network: makes another network of the same shape; its weights depend on the run's seed and on the number given.
     """
 
-    network: nn.Module
+    network: Network
     executor: Executor
     num_classes: int
     num_tasks: int
@@ -115,6 +159,8 @@ class Setting:
     device: str
     rng: np.random.Generator
     augment: Callable[[Tensor, np.random.Generator], Tensor]
+    new_network: Callable[[int], Network]
+    pretrained: bool = False
 
 
 class Method:
@@ -130,6 +176,11 @@ class Method:
     """Whether its state grows with every task, so that a memory measurement must visit all of them."""
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Hyper-parameters by stream name where they differ from the Config's defaults; sources in the docstring."""
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
+    checkpointed: ClassVar[tuple[str, ...]] = ()
+    """Attributes that change while learning, so that a stopped run can go on where it was. Each holds a tensor, a
+    number, a string, None, lists, tuples or dicts of those, or has `state_dict()` and `load_state_dict()`."""
 
     class Config(BaseModel):
         """Typed hyper-parameters. Unknown keys are refused."""
@@ -148,6 +199,7 @@ class Method:
         self.setting = setting
         self.config = config
         self.network = setting.network
+        """What the optimizer moves. `before_task` may put another network here."""
         self.trunk: Trunk | None = None
 
     def before_task(self, task: Task) -> None:
@@ -159,6 +211,11 @@ class Method:
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Change `parameter.grad` in place before the optimizer step (penalties, gradient masks)."""
+
+    def adjust_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Change the gradients of all parameters that have one. Override only what truly needs them together."""
+        for name, parameter in parameters.items():
+            self.adjust_gradient(name, parameter)
 
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Act after the batch's last optimizer step; `outputs` are the detached outputs of all its terms in order."""
@@ -173,6 +230,20 @@ class Method:
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
         """Declare every tensor kept across steps: keys `replay` and `method_state`."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `checkpointed` names, for a checkpoint."""
+        values = {name: getattr(self, name) for name in self.checkpointed}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned in another process."""
+        for name, value in state.items():
+            holder = getattr(self, name)
+            if hasattr(holder, "load_state_dict"):
+                holder.load_state_dict(value)
+            else:
+                setattr(self, name, value)
 
     def cross_entropy(self, outputs: Outputs, labels: Tensor, classes: range) -> Tensor:
         """Cross-entropy over all classes, or over the slice `classes` when `config.head` is `task_il`."""

@@ -37,6 +37,7 @@ class DERpp(Method):
 
     name = "derpp"
     uses_buffer = True
+    checkpointed = ("buffer",)
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "split-tinyimagenet": {"beta": 1.0},
         "synthetic-tinyimagenet": {"beta": 1.0},

@@ -34,6 +34,7 @@ class ER(Method):
 
     name = "er"
     uses_buffer = True
+    checkpointed = ("buffer",)
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term
+from methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term
 from methods.parts.reservoir import Reservoir
 from methods.parts.trunk import Freezing, frozen_trunk, trunk_modules
 
@@ -69,7 +69,8 @@ class LightCL(Method):
             "layer4", description="first stage that learns (released code; the paper's memory column implies layer3.1)"
         )
         trunk: Freezing = Field(
-            "first_task", description="freeze the trunk after task 0, or `frozen` from the start as if pretrained"
+            "auto",
+            description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
         )
         trunk_bn: Literal["eval", "train"] = Field("eval", description="mode of a frozen trunk's bn (released: train)")
         beta: float = Field(2e-4, ge=0, description="weight of the penalty, a sum (released code)")
@@ -88,7 +89,7 @@ class LightCL(Method):
                 f"memory_size is {config.memory_size} but the batch it is taken from has {setting.batch_size} images; "
                 "use a smaller memory_size or a larger batch"
             )
-        self.trunk = frozen_trunk(setting.network, config.boundary, config.trunk, 0, config.trunk_bn)
+        self.trunk = frozen_trunk(setting, config.boundary, config.trunk, 0, config.trunk_bn)
         self.watched = tail_relus(setting.network, config.boundary)
         self.buffer = Reservoir(setting, config.memory_size if config.memory_source == "reservoir" else 0)
         self.memory: Memory | None = None
@@ -97,7 +98,7 @@ class LightCL(Method):
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come; from task 1 on choose M and look at it with the old weights."""
         self.trunk = frozen_trunk(
-            self.network, self.config.boundary, self.config.trunk, task.index, self.config.trunk_bn
+            self.setting, self.config.boundary, self.config.trunk, task.index, self.config.trunk_bn
         )
         if task.index > 0:
             images = self._memory_images(task)
@@ -147,7 +148,7 @@ class LightCL(Method):
         return task.batch(0, 0).images[:size].clone()  # a view would keep the whole batch
 
 
-def tail_relus(network: nn.Module, boundary: str) -> tuple[str, ...]:
+def tail_relus(network: Network, boundary: str) -> tuple[str, ...]:
     """Return the names of layer4's ReLUs that lie from `boundary` on: the frozen ones have nothing to learn."""
     frozen = {id(module) for module in trunk_modules(network, boundary)}
     named = network.named_modules()

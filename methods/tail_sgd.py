@@ -28,18 +28,19 @@ class TailSGD(Method):
         lr: float = Field(0.1, gt=0, description="SGD learning rate (that of sgd)")
         boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
         trunk: Freezing = Field(
-            "first_task", description="freeze the trunk after task 0, or `frozen` from the start as if pretrained"
+            "auto",
+            description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
         )
 
     config: Config
 
     def __init__(self, setting: Setting, config: Config) -> None:
         super().__init__(setting, config)
-        self.trunk = frozen_trunk(setting.network, config.boundary, config.trunk, task=0)
+        self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come."""
-        self.trunk = frozen_trunk(self.network, self.config.boundary, self.config.trunk, task.index)
+        self.trunk = frozen_trunk(self.setting, self.config.boundary, self.config.trunk, task.index)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Cross-entropy on the batch."""

@@ -28,10 +28,17 @@ HELD_MIN_BYTES = 2**16
 
 Roles = npt.NDArray[np.int64]
 
+Fixed = dict[int, list[tuple[int, str]]]
+"""By id of block: its roles and the state from which each holds; the first holds from birth."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """At this mark the block at this address was seen to have this role (for its whole life)."""
+    """At this mark the block at this address was seen to have this role.
+
+    It has it for its whole life, unless it passes from one kept role to another: the parameters of a column that is
+    frozen become method state.
+    """
 
     mark: int
     address: int
@@ -161,15 +168,30 @@ def _locate(log: AllocationLog, blocks: Blocks, mark: int, address: int, nbytes:
     return block
 
 
-def _fixed_roles(log: AllocationLog, blocks: Blocks, observations: list[Observation]) -> dict[int, str]:
-    """Return {id of block: role}; of two claims on one block the one earlier in ROLES wins."""
-    fixed: dict[int, str] = {}
+def _fixed_roles(log: AllocationLog, blocks: Blocks, observations: list[Observation]) -> Fixed:
+    """Return the roles of every observed block. Of two claims the one earlier in ROLES wins.
+
+    Kept roles are claimed together at each look, so a later look that claims another kept role alone changes it.
+    """
+    strongest: dict[int, str] = {}
+    kept: dict[int, dict[int, str]] = {}  # by block and mark: the strongest kept role of that look
     for seen in observations:
-        block = _locate(log, blocks, seen.mark, seen.address, seen.nbytes, seen.role)
-        known = fixed.get(id(block))
-        if known is None or ROLES.index(seen.role) < ROLES.index(known):
-            fixed[id(block)] = seen.role
+        key = id(_locate(log, blocks, seen.mark, seen.address, seen.nbytes, seen.role))
+        strongest[key] = min(strongest.get(key, seen.role), seen.role, key=ROLES.index)
+        if seen.role in KEPT_ROLES:
+            looks = kept.setdefault(key, {})
+            looks[seen.mark] = min(looks.get(seen.mark, seen.role), seen.role, key=ROLES.index)
+    fixed: Fixed = {}
+    for key, role in strongest.items():
+        fixed[key] = [(0, role)]
+        if role in KEPT_ROLES:
+            changes = [(log.marks[mark], role) for mark, role in sorted(kept[key].items())]
+            fixed[key] = [(0, changes[0][1]), *(new for old, new in pairwise(changes) if new[1] != old[1])]
     return fixed
+
+
+def _role_in(changes: list[tuple[int, str]], state: int) -> str:
+    return next(role for since, role in reversed(changes) if since <= state)
 
 
 def _saved_states(log: AllocationLog, blocks: Blocks, saved: list[Saved]) -> dict[int, list[tuple[int, int]]]:
@@ -192,17 +214,18 @@ def _saved_states(log: AllocationLog, blocks: Blocks, saved: list[Saved]) -> dic
     return spans
 
 
-def _sweep(events: int, blocks: Blocks, fixed: dict[int, str], saved: dict[int, list[tuple[int, int]]]) -> Roles:
+def _sweep(events: int, blocks: Blocks, fixed: Fixed, saved: dict[int, list[tuple[int, int]]]) -> Roles:
     """Return live bytes [states, roles]."""
     change: Roles = np.zeros((events + 2, len(ROLES)), dtype=np.int64)
     activations, workspace = ROLES.index("activations"), ROLES.index("workspace")
     for block in blocks.all:
         end = events + 1 if block.dies is None else block.dies
-        role = fixed.get(id(block))
-        column = workspace if role is None else ROLES.index(role)
-        change[block.born, column] += block.size_bytes
-        change[end, column] -= block.size_bytes
-        if role is None:
+        changes = fixed.get(id(block), [(0, "workspace")])
+        starts = [block.born, *(state for state, _ in changes[1:])]
+        for (_, role), start, stop in zip(changes, starts, [*starts[1:], end], strict=True):
+            change[start, ROLES.index(role)] += block.size_bytes
+            change[stop, ROLES.index(role)] -= block.size_bytes
+        if id(block) not in fixed:
             for first, last in saved.get(id(block), ()):
                 for column, sign in ((activations, 1), (workspace, -1)):
                     change[first, column] += sign * block.size_bytes
@@ -210,10 +233,9 @@ def _sweep(events: int, blocks: Blocks, fixed: dict[int, str], saved: dict[int, 
     return change.cumsum(axis=0)[: events + 1]
 
 
-def _role_at(block: Block, state: int, fixed: dict[int, str], saved: dict[int, list[tuple[int, int]]]) -> str:
-    role = fixed.get(id(block))
-    if role is not None:
-        return role
+def _role_at(block: Block, state: int, fixed: Fixed, saved: dict[int, list[tuple[int, int]]]) -> str:
+    if id(block) in fixed:
+        return _role_in(fixed[id(block)], state)
     held = any(first <= state <= last for first, last in saved.get(id(block), ()))
     return "activations" if held else "workspace"
 
@@ -268,7 +290,7 @@ def _by_role(row: Roles) -> dict[str, int]:
 def _undeclared(
     log: AllocationLog,
     blocks: Blocks,
-    fixed: dict[int, str],
+    fixed: Fixed,
     saved: dict[int, list[tuple[int, int]]],
     records: Records,
 ) -> list[Undeclared]:
@@ -281,9 +303,12 @@ def _undeclared(
     found = []
     for block in blocks.all:
         first = bisect.bisect_left(states, block.born)
-        if first < len(states) and block.alive(states[first]) and fixed.get(id(block)) not in KEPT_ROLES:
+        if first == len(states) or not block.alive(states[first]):
+            continue
+        role = _role_at(block, states[first], fixed, saved)
+        if role not in KEPT_ROLES:
             task, phase, _ = boundaries[first]
-            found.append(Undeclared(task, phase, _role_at(block, states[first], fixed, saved), block))
+            found.append(Undeclared(task, phase, role, block))
     return sorted(found, key=lambda item: -item.block.size_bytes)
 
 

@@ -30,9 +30,10 @@ _SHUFFLE, _AUGMENT = 0, 1
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A batch before it becomes tensors: sample numbers, labels, raw pixels, crops."""
+    """A batch before it becomes tensors: sample numbers in the data set and in the task, labels, raw pixels, crops."""
 
     indices: NDArray[np.int64]
+    positions: NDArray[np.int64]
     labels: NDArray[np.int64]
     raw: NDArray[np.uint8]
     crops: Crops
@@ -102,7 +103,7 @@ class TaskStream:
         steps = -(-len(members) // self.batch_size)
         if self._cap is not None:
             steps = min(steps, self._cap)
-        return Task(t, classes, self.epochs, steps, partial(self._batch, t))
+        return Task(t, classes, self.epochs, steps, len(members), partial(self._batch, t))
 
     def train_batches(self, t: int) -> Iterator[Batch]:
         """Yield task `t`'s batches, epoch by epoch, adding each to the fingerprint as it is handed out."""
@@ -146,21 +147,22 @@ class TaskStream:
         members = self._members_of(t)
         # Sorting raw bits, unlike Generator.permutation, gives the same order with every version of numpy.
         keys = self._bits(_SHUFFLE, t, epoch).random_raw(len(members))
-        return members[np.argsort(keys, kind="stable")]
+        return np.argsort(keys, kind="stable")
 
     def _draw(self, t: int, epoch: int, step: int) -> _Drawn:
         task = self.train_task(t)
         if not (0 <= epoch < task.epochs and 0 <= step < task.steps_per_epoch):
             limits = f"{task.epochs} epochs of {task.steps_per_epoch} steps"
             raise IndexError(f"epoch {epoch}, step {step} is outside the {limits} of task {t}")
-        indices = self._order(t, epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        positions = self._order(t, epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        indices = self._members_of(t)[positions]
         crops = draw_crops(len(indices), self._flips, self._bits(_AUGMENT, t, epoch, step))
         train = self._data.train
-        return _Drawn(indices, train.labels[indices], train.images.gather(indices), crops)
+        return _Drawn(indices, positions, train.labels[indices], train.images.gather(indices), crops)
 
     def _build(self, drawn: _Drawn, classes: range, t: int, epoch: int, step: int) -> Batch:
         images = to_tensor(drawn.raw, self._constants, drawn.crops).to(self._device)
-        return Batch(images, self._labels(drawn.labels), drawn.raw, classes, t, epoch, step)
+        return Batch(images, self._labels(drawn.labels), drawn.raw, drawn.positions, classes, t, epoch, step)
 
     def _batch(self, t: int, epoch: int, step: int) -> Batch:
         return self._build(self._draw(t, epoch, step), self.train_task(t).classes, t, epoch, step)

@@ -7,8 +7,8 @@ if r < B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,16 @@ class Reservoir:
     def tensors(self) -> Iterable[Tensor]:
         """Return everything stored, for `memory_roles`."""
         return [self.images, self.labels, self.logits] if self.seen else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the slots and how many samples were offered, for a checkpoint."""
+        return {"seen": self.seen, "slots": list(self.tensors())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the slots of another reservoir of the same size."""
+        self.seen = state["seen"]
+        if self.seen:
+            self.images, self.labels, self.logits = state["slots"]
 
     def _allocate(self) -> None:
         device = self.setting.device

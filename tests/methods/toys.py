@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from harness.execution import Execution, Unwatched
-from harness.networks import ResNet18
 from harness.registry import method_class
-from methods.base import Batch, Method, Setting, Task
+from methods.base import Batch, Method, Network, Setting, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3
 NUM_CLASSES = CLASSES_PER_TASK * NUM_TASKS
 
 
-class TwoLayers(nn.Module):
+class TwoLayers(Network):
     """[n, 3, H, W] -> stem (4 channels) | layer4.0 (6 channels, one watched ReLU) | fc."""
 
-    boundaries = ("stem", "layer4.0", "fc")
+    @property
+    def boundaries(self) -> list[str]:
+        return ["stem", "layer4.0", "fc"]
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,15 +77,16 @@ def make_batch(task: int = 0, step: int = 0, size: int = 4, side: int = 8, seed:
     raw = rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)
     classes = range(CLASSES_PER_TASK * task, CLASSES_PER_TASK * (task + 1))
     labels = torch.tensor(rng.integers(classes.start, classes.stop, size))
-    return Batch(normalise(torch.tensor(raw)) + 0.1, labels, raw, classes, task, 0, step)
+    positions = np.arange(step * size, (step + 1) * size)
+    return Batch(normalise(torch.tensor(raw)) + 0.1, labels, raw, positions, classes, task, 0, step)
 
 
 def make_task(index: int, size: int = 4, side: int = 8, steps: int = 2) -> Task:
     classes = range(CLASSES_PER_TASK * index, CLASSES_PER_TASK * (index + 1))
-    return Task(index, classes, 1, steps, lambda epoch, step: make_batch(index, step, size, side))
+    return Task(index, classes, 1, steps, steps * size, lambda epoch, step: make_batch(index, step, size, side))
 
 
-def make_setting(network: nn.Module, **changes: Any) -> Setting:
+def make_setting(network: Network, **changes: Any) -> Setting:
     values: dict[str, Any] = {
         "network": network,
         "executor": None,
@@ -97,12 +99,13 @@ def make_setting(network: nn.Module, **changes: Any) -> Setting:
         "device": "cpu",
         "rng": np.random.default_rng(0),
         "augment": normalise,
+        "new_network": two_layers,
     }
     return Setting(**{**values, **changes})
 
 
 def make_method(
-    name: str, network: nn.Module, config: Mapping[str, object] | None = None, **changes: Any
+    name: str, network: Network, config: Mapping[str, object] | None = None, **changes: Any
 ) -> tuple[Method, Execution]:
     """Return the registered method on the network, and the execution that carries it out.
 
@@ -110,7 +113,7 @@ def make_method(
     """
     if name == "lightcl":
         config = {"memory_size": 3, **(config or {})}
-    execution = Execution(cast(ResNet18, network), Unwatched())
+    execution = Execution(Unwatched())
     cls = method_class(name)
     method = cls(make_setting(network, executor=execution, **changes), cls.Config.model_validate(config or {}))
     execution.attach(method)

@@ -58,8 +58,11 @@ class Script:
     def _event(self, address: int, nbytes: int, op: str) -> None:
         self.events.append(Event(len(self.events) * 1000, address, nbytes, sum(self.live.values()), op))
 
-    def observe(self, address: int, role: str) -> None:
-        self.records.observations.append(Observation(self.mark(), address, self.live[address], role))
+    def observe(self, address: int, *roles: str) -> None:
+        """Claim all roles in one look."""
+        mark = self.mark()
+        for role in roles:
+            self.records.observations.append(Observation(mark, address, self.live[address], role))
 
     def save(self, address: int) -> Saved:
         self.records.saved.append(Saved(self.mark(), None, address, self.live[address]))
@@ -92,7 +95,7 @@ def scripts(draw: st.DrawFn) -> Script:
                 if action == "release":
                     script.release(address)
                 elif action == "observe":
-                    script.observe(address, draw(st.sampled_from(OBSERVABLE)))
+                    script.observe(address, *draw(st.lists(st.sampled_from(OBSERVABLE), min_size=1, max_size=2)))
                 else:
                     saved.append(script.save(address))
 
@@ -115,15 +118,20 @@ class Life:
     nbytes: int
     born: int
     dies: int
-    roles: list[str]
+    looks: list[tuple[int, int, str]]
     saved: list[tuple[int, int]]
 
     def alive(self, state: int) -> bool:
         return self.born <= state < self.dies
 
     def role(self, state: int) -> str:
-        if self.roles:
-            return min(self.roles, key=ROLES.index)
+        if self.looks:
+            strongest = min((role for _, _, role in self.looks), key=ROLES.index)
+            kept = [look for look in self.looks if look[2] in KEPT_ROLES]
+            if strongest not in KEPT_ROLES:
+                return strongest
+            last = max([mark for at, mark, _ in kept if at <= state], default=min(mark for _, mark, _ in kept))
+            return min((role for _, mark, role in kept if mark == last), key=ROLES.index)
         return "activations" if any(a <= state <= b for a, b in self.saved) else "workspace"
 
 
@@ -137,7 +145,8 @@ def lives(script: Script) -> list[Life]:
         later = (n for n in range(index + 1, len(log.events)) if log.events[n].address == event.address)
         born, dies = index + 1, next(later, len(log.events)) + 1
         here = range(born, dies)
-        said = [s.role for s in records.observations if s.address == event.address and log.marks[s.mark] in here]
+        looks = [(log.marks[s.mark], s.mark, s.role) for s in records.observations if s.address == event.address]
+        said = [look for look in looks if look[0] in here]
         kept = [
             (log.marks[s.start], dies if s.end is None else log.marks[s.end])
             for s in records.saved
@@ -240,7 +249,7 @@ def test_what_a_phase_made_and_nobody_claims_is_found_when_a_backward_begins(scr
         sum(
             life.nbytes
             for life in lives(script)
-            if not life.roles
+            if not life.looks
             and not life.saved
             and life.alive(state)
             and any(start < life.born for start in starts if start <= state)
@@ -255,13 +264,12 @@ def test_what_a_phase_made_and_nobody_claims_is_found_when_a_backward_begins(scr
 
 
 @given(st.permutations(OBSERVABLE), st.integers(2, len(OBSERVABLE)))
-def test_of_several_claims_on_one_block_the_first_in_the_list_of_roles_wins(order: list[str], claims: int) -> None:
+def test_of_several_claims_in_one_look_the_first_in_the_list_of_roles_wins(order: list[str], claims: int) -> None:
     script = Script()
     start = script.mark()
     script.allocate(0x10, 7)
     script.save(0x10)
-    for role in order[:claims]:
-        script.observe(0x10, role)
+    script.observe(0x10, *order[:claims])
     script.phase(start)
     winner = min(order[:claims], key=ROLES.index)
     assert {role: n for role, n in join(script.log, script.records).footprint.at_peak.items() if n} == {winner: 7}
@@ -279,6 +287,20 @@ def test_a_claim_holds_for_the_whole_life_of_a_block_and_not_for_the_next_one_at
     timeline = join(script.log, script.records).footprint.timeline.roles
     assert timeline["gradients"] == [0, 5, 5, 0, 0]
     assert timeline["workspace"] == [0, 0, 1, 1, 5]
+
+
+def test_a_block_that_passes_from_one_kept_role_to_another_has_each_in_its_time() -> None:
+    script = Script()
+    start = script.mark()
+    script.allocate(0x10, 5)
+    script.observe(0x10, "parameters")
+    script.allocate(0x20, 1)
+    script.observe(0x10, "method_state")
+    script.allocate(0x30, 1)
+    script.phase(start)
+    timeline = join(script.log, script.records).footprint.timeline.roles
+    assert timeline["parameters"] == [0, 5, 0, 0]
+    assert timeline["method_state"] == [0, 0, 5, 5]
 
 
 def test_activations_become_workspace_when_autograd_lets_go_and_overlapping_saves_count_once() -> None:
