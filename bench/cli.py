@@ -20,7 +20,7 @@ from rich.console import Console
 from bench.progress import Bars
 from harness.errors import ClmemError, UsageError, nearest
 from harness.results import RunResult, save_result
-from harness.spec import TARGETS, RunSpec, Scalar, spec_errors
+from harness.spec import TARGETS, RunSpec, Scalar, Sources, spec_errors, weights_label
 from harness.suite import Suite, load_suite, run_specs, run_suite
 
 app = typer.Typer(
@@ -41,6 +41,9 @@ BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
 ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: cores + 1, at most 4).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -59,6 +62,7 @@ def run(
     streams: Streams = None,
     network: Network = None,
     width: Width = None,
+    weights: Weights = None,
     target: Target = None,
     batch_size: BatchSize = None,
     buffer_size: BufferSize = None,
@@ -84,6 +88,7 @@ def run(
         streams=streams,
         network=network,
         width=width,
+        weights=None if weights is None else str(weights),
         target=target,
         batch_size=batch_size,
         buffer_size=buffer_size,
@@ -92,15 +97,15 @@ def run(
     )
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
     specs = chosen.specs()
-    root = None if data_root is None else str(data_root)
+    sources = _sources(data_root, chosen.weights)
     from harness.checks import check_spec
 
     for spec in specs:
-        check_spec(spec, root)
+        check_spec(spec, sources)
     directory = out or Path("results") / path.stem
     console = Console(stderr=True)
     with Bars(console, len(specs)) as bars:
-        results = run_suite(chosen, directory, jobs=jobs, data_root=root, retry=retry, watcher=bars)
+        results = run_suite(chosen, directory, jobs=jobs, sources=sources, retry=retry, watcher=bars)
     report_path = _write_report(directory, None)
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
@@ -119,6 +124,7 @@ def measure(
     stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
     network: Network = "resnet18",
     width: Width = 64,
+    weights: Weights = None,
     target: Target = "cpu",
     batch_size: BatchSize = 32,
     buffer_size: BufferSize = 15,
@@ -137,6 +143,7 @@ def measure(
         stream=stream,
         network=network,
         width=width,
+        weights=None if weights is None else weights_label(str(weights)),
         target=target,
         batch_size=batch_size,
         buffer_size=buffer_size,
@@ -144,15 +151,15 @@ def measure(
         config=dict(_setting(text) for text in settings or []),
         measure="memory",
     )
-    root = None if data_root is None else str(data_root)
+    sources = _sources(data_root, weights)
     from harness.checks import check_spec
 
-    check_spec(spec, root)
+    check_spec(spec, sources)
     if out is not None:
         _make_directory(out)
     results: list[RunResult] = []
     with Bars(Console(stderr=True), 1, announce=False) as bars:
-        run_specs([spec], results.append, jobs=jobs, data_root=root, watcher=bars)
+        run_specs([spec], results.append, jobs=jobs, sources=sources, watcher=bars)
     result = results[0]
     if out is not None:
         save_result(out, result)
@@ -230,6 +237,12 @@ def _spec(**fields: Any) -> RunSpec:
         return RunSpec(**fields)
     except ValidationError as error:
         raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
+
+
+def _sources(data_root: Path | None, weights: Path | str | None) -> Sources:
+    return Sources(
+        data_root=None if data_root is None else str(data_root), weights=None if weights is None else str(weights)
+    )
 
 
 def _override(suite: Suite, **fields: Any) -> Suite:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from harness.errors import UsageError
 from harness.execution import Execution, Monitor
 from harness.networks import build_network
 from harness.registry import method_class, method_config
-from harness.spec import RunSpec
+from harness.spec import NOWHERE, RunSpec, Sources, weights_label
 from harness.streams import open_stream
 from harness.streams.stream import TaskStream
-from methods.base import Method, Setting
+from methods.base import Method, Network, Setting
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Run:
     execution: Execution
 
 
-def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
+def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE) -> Run:
     """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain."""
     cls, config = method_class(spec.method), method_config(spec)
     stream = open_stream(
@@ -33,10 +35,13 @@ def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
         batch_size=spec.batch_size,
         epochs=spec.epochs,
         steps_per_task=spec.steps_per_task,
-        data_root=data_root,
+        data_root=sources.data_root,
         joint=cls.joint,
+        validate=spec.evaluate_on == "validation",
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
+    if spec.weights is not None:
+        _load_weights(network, spec.weights, sources)
     execution = Execution(monitor)
     setting = Setting(
         network=network,
@@ -54,6 +59,7 @@ def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
         new_network=lambda number: build_network(
             spec.network, num_classes=stream.num_classes, width=spec.width, seed=_network_seed(spec.seed, number)
         ),
+        pretrained=spec.weights is not None,
     )
     method = cls(setting, config)
     execution.attach(method)
@@ -63,3 +69,16 @@ def build(spec: RunSpec, monitor: Monitor, data_root: str | None = None) -> Run:
 def _network_seed(seed: int, number: int) -> int:
     """Return the seed of a run's further network, which no run's first network has."""
     return int(np.random.SeedSequence([seed, number, *b"network"]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _load_weights(network: Network, label: str, sources: Sources) -> None:
+    from harness.weights import load_weights
+
+    if sources.weights is None:
+        raise UsageError(f"the run starts from the weights {label!r}, so their file is needed (--weights FILE)")
+    found = weights_label(sources.weights)
+    if found != label:
+        raise UsageError(
+            f"{sources.weights} is {found!r} but the run starts from {label!r}; give the file it began with"
+        )
+    load_weights(network, Path(sources.weights))

@@ -8,11 +8,11 @@ from harness.build import build
 from harness.errors import UsageError, nearest
 from harness.execution import Unwatched
 from harness.registry import method_class
-from harness.spec import TARGETS, RunSpec
+from harness.spec import NOWHERE, TARGETS, RunSpec, Sources
 from harness.streams import prepare
 
 
-def check_spec(spec: RunSpec, data_root: str | None = None) -> None:
+def check_spec(spec: RunSpec, sources: Sources = NOWHERE) -> None:
     """Raise UsageError, one sentence, for anything in a spec that cannot be carried out; fetch its data if need be.
 
     The run is put together once without memory: a method refuses impossible settings where it would use them.
@@ -24,9 +24,9 @@ def check_spec(spec: RunSpec, data_root: str | None = None) -> None:
             f"method {spec.method!r} replays samples, so buffer size {spec.buffer_size} with {spec.replay_size} "
             "replayed per step cannot work; give both at least 1 (--buffer-size, --replay-size)"
         )
-    prepare(spec.stream, data_root)
+    prepare(spec.stream, sources.data_root)
     try:
         with torch.device("meta"):
-            build(spec, Unwatched(), data_root)
+            build(spec, Unwatched(), sources)
     except ValueError as error:
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {error}") from error

@@ -5,9 +5,9 @@ A method says what a batch is learnt by; this file is the only one that calls `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,16 @@ class Execution:
         self.network = self.method.network
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=self.method.config.lr, foreach=False)
         self.monitor.attach(self.method, self.optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the execution."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of another process's execution, once the method has its own."""
+        if self.network is not self.method.network:
+            self._take_network()
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def describe(self) -> dict[str, object]:
         """Return the settings that results record."""

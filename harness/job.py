@@ -7,20 +7,25 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.results import Accuracy, Footprint, Status
-from harness.spec import RunSpec
+from harness.spec import NOWHERE, RunSpec, Sources
 
 Pass = Literal["truth", "attribution", "process", "accuracy"]
 
 
 class Job(BaseModel):
-    """What a worker is asked to do. stacks: find out which line allocates undeclared state (slow)."""
+    """What a worker is asked to do.
+
+    stacks: find out which line allocates undeclared state (slow). checkpoint: the file from which an accuracy run goes
+    on if it is there, and in which it leaves its state while it runs.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     spec: RunSpec
     what: Pass
-    data_root: str | None = None
+    sources: Sources = NOWHERE
     stacks: bool = False
+    checkpoint: str | None = None
 
 
 class Outcome(BaseModel):
@@ -51,3 +56,4 @@ class Outcome(BaseModel):
     environment: dict[str, Any] = Field(default_factory=dict)
     phase_s: dict[str, float] = Field(default_factory=dict)
     steps: int = 0
+    resumed_at: list[int] = Field(default_factory=list)

@@ -23,8 +23,8 @@ from memory_profiler import memory_usage
 from harness.job import Job, Outcome
 from harness.memory.process import PINNED_MALLOC
 
-BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.worker import main; main()"
-"""Not `-m harness.worker`: that would search the current folder first, where a folder `methods` may hide ours."""
+BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.bootstrap import main; main()"
+"""Not `-m harness.bootstrap`: that would search the current folder first, where a folder `methods` may hide ours."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 

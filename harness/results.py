@@ -128,7 +128,8 @@ class RunResult(_Record):
     fingerprint: digest of every training batch consumed, in order. data_digest: of the data set itself.
     execution: how the steps were carried out. joint: whether all tasks were learnt at once.
     metrics: names carry their variant (`class_il_accuracy` ...).
-    phase_s: seconds spent in each phase.
+    phase_s: seconds spent in each phase. wall_s: of the last process, after an interruption.
+    resumed_at: the steps after which an interrupted run went on in a new process.
     flops_per_step: of one steady training step, counted by torch.utils.flop_counter.
     """
 
@@ -151,6 +152,7 @@ class RunResult(_Record):
     phase_s: dict[str, float] = Field(default_factory=dict)
     wall_s: float = 0.0
     steps: int = 0
+    resumed_at: list[int] = Field(default_factory=list)
     fingerprint: str | None = None
     data_digest: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)

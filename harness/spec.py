@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import nearest
+from harness.errors import UsageError, nearest
 
 Scalar = bool | int | float | str
 
@@ -21,28 +22,39 @@ def _sorted_items(value: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return dict(sorted(value.items()))
 
 
-class RunSpec(BaseModel):
-    """One run of one method over one stream.
+class Conditions(BaseModel):
+    """What a run and a suite of runs have in common: under which conditions methods learn and are measured.
 
-    measure: `memory` (short schedule under the ledger, no seed to average over) or `accuracy` (the full stream).
-    config: overrides of the method's typed hyper-parameters.
+    weights: pretrained weights that the network starts from; a file in a suite, `name@digest` in a run.
     replay_size: samples drawn from the buffer per step.
     steps_per_task: upper bound on optimizer-stepped batches per task and epoch; None runs them all.
+    evaluate_on: the official test split, or a tenth of the training samples, which are then held out of training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str
-    config: Annotated[dict[str, Scalar], AfterValidator(_sorted_items)] = Field(default_factory=dict)
-    stream: str = "split-fashion-mini"
     network: str = "resnet18"
     width: int = Field(64, ge=1, le=1024)
+    weights: str | None = None
     target: str = "cpu"
     batch_size: int = Field(32, ge=1)
     buffer_size: int = Field(200, ge=0)
     replay_size: int = Field(32, ge=0)
     epochs: int = Field(1, ge=1)
     steps_per_task: int | None = Field(None, ge=1)
+    evaluate_on: Literal["test", "validation"] = "test"
+
+
+class RunSpec(Conditions):
+    """One run of one method over one stream.
+
+    method: its name, or name@preset. config: overrides of the method's typed hyper-parameters.
+    measure: `memory` (short schedule under the ledger, no seed to average over) or `accuracy` (the full stream).
+    """
+
+    method: str
+    config: Annotated[dict[str, Scalar], AfterValidator(_sorted_items)] = Field(default_factory=dict)
+    stream: str = "split-fashion-mini"
     seed: int = Field(0, ge=0)
     measure: Literal["memory", "accuracy"] = "memory"
 
@@ -67,6 +79,34 @@ class RunSpec(BaseModel):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+
+class Sources(BaseModel):
+    """Where this machine keeps what a run reads. It is no part of what is measured.
+
+    data_root: the folder of the data sets. weights: the file of pretrained weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_root: str | None = None
+    weights: str | None = None
+
+
+NOWHERE = Sources()
+"""For runs that need no file but the ones clmem carries or finds by itself."""
+
+
+def weights_label(path: str) -> str:
+    """Return `name@digest` of a weights file: the same for the same content wherever it lies.
+
+    Raises UsageError for a file that cannot be read.
+    """
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read the weights file {path}: {error.strerror}; give the path of a file") from error
+    return f"{Path(path).name}@{digest[:12]}"
 
 
 def spec_errors(error: ValidationError, known: list[str]) -> str:

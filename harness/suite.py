@@ -7,7 +7,6 @@ else is run again, so the same command completes what was interrupted at any mom
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,45 +15,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from harness.errors import UsageError
-from harness.files import write_json
+from harness.files import read_toml, write_json
 from harness.job import Job, Outcome, Pass
 from harness.measurement import assemble, passes
 from harness.processes import Workers
 from harness.results import RunResult, load_result, save_result
-from harness.spec import RunSpec, Scalar, spec_errors
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.spec import NOWHERE, Conditions, RunSpec, Scalar, Sources, spec_errors, weights_label
 
 MANIFEST = "suite.json"
 
 
-class Suite(BaseModel):
+class Suite(Conditions):
     """A suite file: every method on every stream, its memory once and its accuracy once per seed.
 
-    config: per method, overrides of its hyper-parameters. The other fields are those of RunSpec.
-    timeout_s: for one process.
+    config: per method, overrides of its hyper-parameters. timeout_s: for one process.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     methods: list[str] = Field(min_length=1)
     streams: list[str] = Field(min_length=1)
-    measure: list[Literal["memory", "accuracy"]] = ["memory", "accuracy"]
-    network: str = "resnet18"
-    width: int = Field(64, ge=1, le=1024)
-    target: str = "cpu"
-    batch_size: int = Field(32, ge=1)
-    buffer_size: int = Field(200, ge=0)
-    replay_size: int = Field(32, ge=0)
-    epochs: int = Field(1, ge=1)
-    steps_per_task: int | None = Field(None, ge=1)
+    measure: list[Literal["memory", "accuracy"]] = Field(default=["memory", "accuracy"])
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     timeout_s: float = Field(3600, gt=0)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
@@ -79,19 +62,16 @@ class Suite(BaseModel):
             runs.append(("memory", self.seeds[0]))
         if "accuracy" in self.measure:
             runs += [("accuracy", seed) for seed in self.seeds]
+        shared = {name: getattr(self, name) for name in Conditions.model_fields}
+        if self.weights is not None:
+            shared["weights"] = weights_label(self.weights)
+        length_of = {"memory": {"epochs": 1, "steps_per_task": None}, "accuracy": {}}
         return [
             RunSpec(
+                **{**shared, **length_of[measure]},
                 method=method,
                 config=self.config.get(method, {}),
                 stream=stream,
-                network=self.network,
-                width=self.width,
-                target=self.target,
-                batch_size=self.batch_size,
-                buffer_size=self.buffer_size,
-                replay_size=self.replay_size,
-                epochs=self.epochs if measure == "accuracy" else 1,
-                steps_per_task=self.steps_per_task if measure == "accuracy" else None,
                 seed=seed,
                 measure=measure,
             )
@@ -102,14 +82,12 @@ class Suite(BaseModel):
 
 
 def load_suite(path: Path) -> Suite:
-    """Read a suite file. Raises UsageError naming the file and what is wrong in it."""
+    """Read a suite file; its weights lie beside it. Raises UsageError naming the file and what is wrong in it."""
+    values = read_toml(path)
+    if isinstance(values.get("weights"), str):
+        values["weights"] = str(path.parent / values["weights"])
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
         return Suite.model_validate(values)
-    except OSError as error:
-        raise UsageError(f"cannot read the suite file {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the suite file {path} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise UsageError(f"the suite file {path} is wrong: {spec_errors(error, list(Suite.model_fields))}") from error
 
@@ -145,14 +123,16 @@ def run_specs(
     *,
     timeout_s: float = 3600,
     jobs: int | None = None,
-    data_root: str | None = None,
+    sources: Sources = NOWHERE,
+    checkpoints: Path | None = None,
     watcher: Watcher | None = None,
 ) -> None:
     """Run every spec, each pass in its own process, and hand over each result as soon as it is whole.
 
     A run that fails is a result too; it never stops the others. A pass that ran out of memory beside others is run once
-    more alone at the end, for its neighbours may have been the reason. Raises UsageError when the only spec turns out
-    to be impossible. On KeyboardInterrupt every worker is killed.
+    more alone at the end, for its neighbours may have been the reason. checkpoints: a directory in which accuracy
+    runs leave what they need to go on after an interruption. Raises UsageError when the only spec turns out to be
+    impossible. On KeyboardInterrupt every worker is killed.
     """
     watcher = watcher or Watcher()
     count = jobs or default_jobs()
@@ -163,7 +143,9 @@ def run_specs(
     def work(spec: RunSpec, what: Pass) -> Outcome:
         entry = pending[spec.run_id]
         entry.started = entry.started or time.monotonic()
-        job = Job(spec=spec, what=what, data_root=data_root)
+        job = Job(spec=spec, what=what, sources=sources)
+        if checkpoints is not None and what == "accuracy":
+            job = job.model_copy(update={"checkpoint": str(checkpoint_path(checkpoints, spec))})
         try:
             outcome = workers.run(job, timeout_s, lambda fields: watcher.progress(spec, what, fields))
             if outcome.undeclared:  # the log has no stacks: one more run finds the line
@@ -180,6 +162,8 @@ def run_specs(
         entry.outcomes[what] = outcome
         if len(entry.outcomes) == len(passes(spec)):
             on_result(result := assemble(spec, entry.outcomes, time.monotonic() - entry.started))
+            if checkpoints is not None and result.status != "timeout":  # which may go on when it is run again
+                checkpoint_path(checkpoints, spec).unlink(missing_ok=True)
             del pending[spec.run_id]
             watcher.run_done(result, len(specs) - len(pending), len(specs))
 
@@ -209,14 +193,15 @@ def run_suite(
     directory: Path,
     *,
     jobs: int | None = None,
-    data_root: str | None = None,
+    sources: Sources = NOWHERE,
     retry: bool = False,
     watcher: Watcher | None = None,
 ) -> list[RunResult]:
     """Fill a directory with the results of a suite and return all of them, in the order of the specs.
 
-    retry: run again what ended as crashed or timeout. Raises UsageError when the directory cannot be written, holds
-    another suite's results, or is being filled by another process; nothing in it is touched then.
+    retry: run again what ended as crashed or timeout. Accuracy runs that were interrupted go on where they were. Raises
+    UsageError when the directory cannot be written, holds another suite's results, or is being filled by another
+    process; nothing in it is touched then.
     """
     specs = suite.specs()
     _claim(directory, suite)
@@ -243,8 +228,21 @@ def run_suite(
             results[result.run_id] = result
 
         missing = [spec for spec in specs if spec.run_id not in results]
-        run_specs(missing, keep, timeout_s=suite.timeout_s, jobs=jobs, data_root=data_root, watcher=watcher)
+        run_specs(
+            missing,
+            keep,
+            timeout_s=suite.timeout_s,
+            jobs=jobs,
+            sources=sources.model_copy(update={"weights": suite.weights}),
+            checkpoints=directory,
+            watcher=watcher,
+        )
     return [results[spec.run_id] for spec in specs]
+
+
+def checkpoint_path(directory: Path, spec: RunSpec) -> Path:
+    """Return where an accuracy run keeps its checkpoint; the file is hidden and goes when the run has its result."""
+    return directory / f".{spec.run_id}.checkpoint"
 
 
 def _claim(directory: Path, suite: Suite) -> None:

@@ -6,17 +6,18 @@ The same loop serves accuracy and memory: a memory measurement only runs a short
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
+from harness.build import Run
+from harness.checkpoint import Checkpoint, Course, Row
 from harness.errors import DivergedError
-from harness.execution import Execution, Monitor
+from harness.execution import Monitor
 from harness.results import Accuracy
 from harness.streams.stream import TaskStream
 from methods.base import Method
@@ -29,30 +30,33 @@ FINITE_EVERY = 10
 class Schedule:
     """How much of a stream is run; None means all of it.
 
-    tasks: number of leading tasks. steps: per task. evaluation_batches: per evaluated task.
-    look_ahead: also evaluate before training and on the next task, for forward transfer.
+    steps: for each leading task how many. evaluation_batches: per evaluated task.
+    evaluate_all: every task seen, after every task, and the untrained network and the next task too, for forward
+    transfer; otherwise the newest task after the last one.
     """
 
-    tasks: int | None = None
-    steps: int | None = None
+    steps: tuple[int, ...] | None = None
     evaluation_batches: int | None = None
-    look_ahead: bool = True
+    evaluate_all: bool = True
 
 
-def short_schedule(method: Method) -> Schedule:
+def short_schedule(method: Method, *, steady: bool = True) -> Schedule:
     """Return the schedule of a memory measurement: shapes decide memory, so few steps tell.
 
-    Two tasks of two steps, or of as many as it takes until the last step can replay in full; a method whose state grows
-    with the tasks visits all of them for one step each.
+    One step of task 0, or as many as store what a step replays; then a first and a steady step of task 1. A method that
+    grows with the tasks visits all of them, learning only where it must. steady: False leaves the second step out.
     """
-    if method.grows_with_tasks:
-        return Schedule(tasks=None, steps=1, evaluation_batches=1, look_ahead=False)
-    steps = 2
+    setting = method.setting
+    fill = 1
     if method.uses_buffer:
-        setting = method.setting
-        batches_to_store = -(-min(setting.replay_size, setting.buffer_size) // setting.batch_size)
-        steps = max(steps, -(-(batches_to_store + 1) // 2))
-    return Schedule(tasks=2, steps=steps, evaluation_batches=1, look_ahead=False)
+        fill = max(fill, -(-min(setting.replay_size, setting.buffer_size) // setting.batch_size))
+    last = 1 + steady
+    between = 0
+    if method.grows_with_tasks:
+        between = setting.num_tasks - 2
+    learnt = int(method.grows_with_tasks == "learnt")
+    steps = (last,) if method.joint else (fill, *[learnt] * between, last)
+    return Schedule(steps, evaluation_batches=1, evaluate_all=False)
 
 
 @dataclass
@@ -62,19 +66,25 @@ class Progress:
     phase: str = "setup"
     task: int = 0
     steps: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def train(
-    method: Method,
-    stream: TaskStream,
-    execution: Execution,
+    run: Run,
     schedule: Schedule,
     monitor: Monitor,
     progress: Progress,
     report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Accuracy:
-    """Run the schedule; return the accuracy matrices. Raises DivergedError on a NaN or infinite loss."""
+    """Run the schedule, or the rest of it; return the accuracy matrices.
+
+    checkpoint: where a full schedule leaves its state from time to time, and goes on from. Raises DivergedError on a
+    NaN or infinite loss.
+    """
+    method, stream, execution = run.method, run.stream, run.execution
+    course = Course() if checkpoint is None else checkpoint.restore(run)
+    progress.steps, progress.seconds = course.steps, course.seconds
 
     @contextmanager
     def phase(name: str, task: int) -> Iterator[None]:
@@ -82,28 +92,43 @@ def train(
         start = time.perf_counter()
         with monitor.phase(name, task):
             yield
-        progress.seconds[name] += time.perf_counter() - start
+        progress.seconds[name] = progress.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def evaluate(seen: int, upto: int) -> tuple[list[float | None], list[float | None]]:
-        """Accuracies on the first `upto` tasks, None on the others, when `seen` tasks have been learnt."""
+    def evaluate(seen: int, tasks: range) -> Row:
+        """Accuracies on these tasks, None on the others, when `seen` tasks have been learnt."""
         class_il: list[float | None] = [None] * stream.num_tasks
         task_il: list[float | None] = [None] * stream.num_tasks
-        for i in range(upto):
+        for i in tasks:
             class_accuracy, task_il[i] = _task_accuracy(method, stream, monitor, i, seen, schedule.evaluation_batches)
             class_il[i] = class_accuracy if i < seen else None  # a class not yet seen cannot be predicted
         return class_il, task_il
 
+    def after(**changes: Any) -> None:
+        """Move on, and save when it is time to."""
+        for name, value in changes.items():
+            setattr(course, name, value)
+        progress.steps = course.steps
+        if checkpoint is not None:
+            checkpoint.save_if_due(run, course)
+        report(progress)
+
     # A joint run is one task that holds every class, evaluated on each of the stream's own tasks.
-    count = 1 if method.joint else stream.num_tasks
-    untrained = evaluate(seen=stream.num_tasks, upto=stream.num_tasks) if schedule.look_ahead else None
-    rows: list[tuple[list[float | None], list[float | None]]] = []
-    for index in range(min(count, schedule.tasks or count)):
+    count = stream.num_train_tasks if schedule.steps is None else len(schedule.steps)
+    if schedule.evaluate_all and course.untrained is None:
+        course.untrained = evaluate(stream.num_tasks, range(stream.num_tasks))
+    for index in range(course.task, count):
         task = stream.train_task(index)
-        with phase("before_task", index):
-            method.before_task(task)
-        batches = stream.train_batches(index)
-        steps = min(task.epochs * task.steps_per_epoch, schedule.steps or sys.maxsize)
-        for step in range(steps):
+        steps = task.epochs * task.steps_per_epoch
+        if schedule.steps is not None:  # for whoever asks, the task is as short as it will be
+            steps = min(steps, schedule.steps[index])
+            per_epoch = min(max(steps, 1), task.steps_per_epoch)
+            task = replace(task, epochs=max(1, -(-steps // per_epoch)), steps_per_epoch=per_epoch)
+        if not course.begun:
+            with phase("before_task", index):
+                method.before_task(task)
+            course.begun = True
+        batches = stream.train_batches(index, first=course.step)
+        for step in range(course.step, steps):
             with phase("first_step" if step == 0 else "step", index):
                 batch = next(batches)
                 monitor.inputs(batch.images, batch.labels)
@@ -112,19 +137,19 @@ def train(
                 if step % FINITE_EVERY == 0 or step + 1 == steps:
                     _check_finite(loss, method, index, step)
                 del loss
-            progress.steps += 1
-            report(progress)
+            after(step=step + 1, steps=course.steps + 1)
         with phase("after_task", index):
             method.after_task(task)
         seen = stream.num_tasks if method.joint else index + 1
-        with phase("evaluate", index):
-            rows.append(evaluate(seen, upto=min(seen + schedule.look_ahead, stream.num_tasks)))
-        report(progress)
-    matrices = [[row[scenario] for row in rows] for scenario in (0, 1)]
-    class_too = "class-il" in method.scenarios
+        if schedule.evaluate_all or index + 1 == count:
+            with phase("evaluate", index):
+                upto = min(seen + 1, stream.num_tasks) if schedule.evaluate_all else seen
+                course.rows.append(evaluate(seen, range(0 if schedule.evaluate_all else seen - 1, upto)))
+        after(task=index + 1, step=0, begun=False)
+    class_too, untrained = "class-il" in method.scenarios, course.untrained
     return Accuracy(
-        class_il=matrices[0] if class_too else None,
-        task_il=matrices[1],
+        class_il=[row[0] for row in course.rows] if class_too else None,
+        task_il=[row[1] for row in course.rows],
         untrained_class_il=untrained[0] if untrained and class_too else None,
         untrained_task_il=untrained[1] if untrained else None,
     )

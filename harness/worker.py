@@ -7,18 +7,18 @@ standard error. The four passes differ only in who looks on: `truth` (the alloca
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
 from harness.build import Run, build
+from harness.checkpoint import Checkpoint
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
 from harness.execution import Monitor, Unwatched
@@ -35,7 +35,6 @@ Report = Callable[[Progress], None]
 
 def main() -> None:
     """Read the job, do it, write the outcome."""
-    _die_with_parent()
     job = Job.model_validate_json(sys.stdin.read())
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -92,7 +91,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
-    run = build(job.spec, monitor, job.data_root)
+    run = build(job.spec, monitor, job.sources)
     outcome.method_config = run.method.config.model_dump(mode="json")
     outcome.execution = run.execution.describe()
     outcome.joint = run.method.joint
@@ -108,8 +107,7 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
     try:
         with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
             run = _build(job, outcome, monitor)
-            schedule = short_schedule(run.method)
-            train(run.method, run.stream, run.execution, schedule, monitor, progress, report)
+            train(run, short_schedule(run.method), monitor, progress, report)
             monitor.finish()
     finally:
         log = recorder.stop()
@@ -129,15 +127,26 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.peak_includes_imports = not reset_high_water()
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
+    checkpoint = _checkpoint(job, outcome) if full else None
     try:
         run = _build(job, outcome, Unwatched())
-        schedule = Schedule() if full else short_schedule(run.method)
-        accuracy: Accuracy = train(run.method, run.stream, run.execution, schedule, Unwatched(), progress, report)
+        schedule = Schedule() if full else short_schedule(run.method, steady=False)
+        accuracy: Accuracy = train(run, schedule, Unwatched(), progress, report, checkpoint)
     finally:
         outcome.process_peak_bytes = high_water_bytes()
+        if checkpoint is not None:
+            outcome.process_peak_bytes = max(outcome.process_peak_bytes, checkpoint.process_peak_bytes)
+            outcome.resumed_at = checkpoint.resumed_at
     outcome.fingerprint = run.stream.fingerprint
     if full and run.stream.has_data:
         outcome.accuracy = accuracy
+
+
+def _checkpoint(job: Job, outcome: Outcome) -> Checkpoint | None:
+    if job.checkpoint is None:
+        return None
+    code = {name: str(outcome.environment.get(name)) for name in ("clmem", "commit", "torch")}
+    return Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id, **code})
 
 
 def _count_flops(run: Run, task: int) -> int:
@@ -164,10 +173,3 @@ def _undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:
         f"largest ({largest.block.size_bytes:,} B, found at the start of {largest.phase} of task {largest.task}) was "
         f"allocated {where}: declare it in memory_roles(), or drop it"
     )
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, so that a killed suite leaves no orphans."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-    if os.getppid() != int(os.environ["CLMEM_PARENT"]):
-        os._exit(1)

@@ -172,8 +172,9 @@ class Method:
     """Whether it keeps samples: then a buffer of 0 is refused."""
     joint: ClassVar[bool] = False
     """Whether it trains on all tasks at once, and so is no continual learner."""
-    grows_with_tasks: ClassVar[bool] = False
-    """Whether its state grows with every task, so that a memory measurement must visit all of them."""
+    grows_with_tasks: ClassVar[Literal["", "begun", "learnt"]] = ""
+    """Whether its state grows with every task that is `begun`, or only `learnt` by at least one step, so that a memory
+    measurement must visit all of them; empty when it does not."""
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Hyper-parameters by stream name where they differ from the Config's defaults; sources in the docstring."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}

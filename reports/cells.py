@@ -16,7 +16,10 @@ Length = tuple[int, int | None]
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What all rows of one table have in common. width: channels of the network's first stage."""
+    """What all rows of one table have in common.
+
+    width: channels of the network's first stage. weights: what it starts from, empty when drawn.
+    """
 
     stream: str
     network: str
@@ -25,11 +28,14 @@ class Setting:
     batch_size: int
     buffer_size: int
     replay_size: int
+    weights: str
+    evaluate_on: str
 
     @classmethod
     def of(cls, result: RunResult) -> Setting:
         """Return the setting of a run."""
-        return cls(**{name: getattr(result.spec, name) for name in cls.__dataclass_fields__})
+        fields = {name: getattr(result.spec, name) for name in cls.__dataclass_fields__}
+        return cls(**{**fields, "weights": fields["weights"] or ""})
 
     @property
     def title(self) -> str:
@@ -37,6 +43,8 @@ class Setting:
         return (
             f"{self.stream}, {self.network} (width {self.width}), {self.target}, "
             f"batch {self.batch_size}, buffer {self.buffer_size}, replay {self.replay_size}"
+            + (f", weights {self.weights}" if self.weights else "")
+            + (", evaluated on held-out training samples" if self.evaluate_on == "validation" else "")
         )
 
     @property
@@ -45,6 +53,8 @@ class Setting:
         return (
             f"{self.stream}-{self.network}-w{self.width}-{self.target}"
             f"-batch{self.batch_size}-buffer{self.buffer_size}-replay{self.replay_size}"
+            + (f"-{self.weights}" if self.weights else "")
+            + ("-validation" if self.evaluate_on == "validation" else "")
         )
 
 

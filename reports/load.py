@@ -46,7 +46,7 @@ def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
     comparable only where they trained through the same tasks and phases.
     """
     spec = run.spec
-    length = (spec.stream, spec.measure, spec.seed, spec.batch_size, spec.epochs, spec.steps_per_task)
+    length = (spec.stream, spec.evaluate_on, spec.measure, spec.seed, spec.batch_size, spec.epochs, spec.steps_per_task)
     if spec.measure == "accuracy" or run.footprint is None:
         return length
     trained = {(phase.task, phase.phase) for phase in run.footprint.by_phase if phase.phase in ("first_step", "step")}

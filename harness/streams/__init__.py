@@ -39,11 +39,13 @@ def open_stream(
     device: str = "cpu",
     data_root: str | Path | None = None,
     joint: bool = False,
+    validate: bool = False,
 ) -> TaskStream:
     """Open a stream by name.
 
     steps_per_task: upper bound on the steps per task and epoch; None runs them all.
     joint: one training task that holds every class (its bound is `steps_per_task` times the number of tasks).
+    validate: hold a tenth of every class's training samples out, and evaluate on them instead of the test split.
     Prepares the data first when nobody has: a measuring process should find that done, for the conversion costs
     memory that counts in the process peak. Raises UsageError for an unknown name, bad data, or a batch larger than
     the smallest task.
@@ -61,4 +63,5 @@ def open_stream(
         steps_per_task=steps_per_task,
         device=device,
         joint=joint,
+        validate=validate,
     )

@@ -22,10 +22,12 @@ from harness.streams.catalog import PAD, StreamInfo
 from harness.streams.samples import DataSet, Split
 from methods.base import Batch, Task
 
-PROTOCOL = 1
-"""Bump when the batches of an unchanged data set change."""
+PROTOCOL = 2
+"""Bump when the batches of an unchanged data set change, or the way they are digested."""
 
-_SHUFFLE, _AUGMENT = 0, 1
+_SHUFFLE, _AUGMENT, _VALIDATION = 0, 1, 2
+VALIDATION_SHARE = 10
+"""One in so many training samples of every class is held out for validation."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class TaskStream:
 
     tasks: global classes of each of the `num_tasks` tasks; they are what is evaluated, also when `joint`.
     num_train_tasks: 1 when joint, else num_tasks. has_data: False for noise, on which accuracy means nothing.
+    validate: evaluate on held-out training samples; which ones depends on the data set alone, not on the seed.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class TaskStream:
         steps_per_task: int | None = None,
         device: str = "cpu",
         joint: bool = False,
+        validate: bool = False,
     ) -> None:
         for name, value in (("batch size", batch_size), ("epochs", epochs), ("steps per task", steps_per_task)):
             if value is not None and value < 1:
@@ -80,6 +84,11 @@ class TaskStream:
         self._constants = normalisation(info.mean, info.std)
         self._cap = steps_per_task if steps_per_task is None or not joint else steps_per_task * info.num_tasks
         train = [_members(data.train, classes) for classes in info.tasks]
+        self._evaluated, self._test = data.test, [_members(data.test, classes) for classes in info.tasks]
+        if validate:
+            held_out = _held_out(data.train, info.num_classes)
+            self._evaluated, self._test = data.train, [np.intersect1d(members, held_out) for members in train]
+            train = [np.setdiff1d(members, held_out) for members in train]
         smallest = min(len(members) for members in train)
         if batch_size > smallest:
             raise UsageError(
@@ -89,12 +98,19 @@ class TaskStream:
         self._train = [np.sort(np.concatenate(train))] if joint else train
         # An epoch's order is asked for at every step: keep the last one of a method that peeks beside its own.
         self._order = lru_cache(maxsize=2)(self._draw_order)
-        self._consumed = xxhash.xxh3_128(_protocol(info).encode())
+        self._consumed = xxhash.xxh3_128_digest(_protocol(info).encode())
 
     @property
     def fingerprint(self) -> str:
-        """Return the hex digest of every training batch that `train_batches` has handed out so far, in order."""
-        return self._consumed.hexdigest()
+        """Return the hex digest of every training batch that `train_batches` has handed out so far, in order.
+
+        A chain: each batch's digest covers the one before it, so that a checkpoint needs to keep 16 bytes only.
+        """
+        return self._consumed.hex()
+
+    @fingerprint.setter
+    def fingerprint(self, value: str) -> None:
+        self._consumed = bytes.fromhex(value)
 
     def train_task(self, t: int) -> Task:
         """Return training task `t`; its `batch(epoch, step)` is pure and leaves the fingerprint alone."""
@@ -105,28 +121,28 @@ class TaskStream:
             steps = min(steps, self._cap)
         return Task(t, classes, self.epochs, steps, len(members), partial(self._batch, t))
 
-    def train_batches(self, t: int) -> Iterator[Batch]:
-        """Yield task `t`'s batches, epoch by epoch, adding each to the fingerprint as it is handed out."""
+    def train_batches(self, t: int, first: int = 0) -> Iterator[Batch]:
+        """Yield task `t`'s batches from number `first` on, adding each to the fingerprint as it is handed out."""
         task = self.train_task(t)
-        for epoch in range(task.epochs):
-            for step in range(task.steps_per_epoch):
-                drawn = self._draw(t, epoch, step)
-                self._consume(drawn, t, epoch, step)
-                # no name for the batch: a suspended generator would keep it alive beside the next one
-                yield self._build(drawn, task.classes, t, epoch, step)
+        for number in range(first, task.epochs * task.steps_per_epoch):
+            epoch, step = divmod(number, task.steps_per_epoch)
+            drawn = self._draw(t, epoch, step)
+            self._consume(drawn, t, epoch, step)
+            # no name for the batch: a suspended generator would keep it alive beside the next one
+            yield self._build(drawn, task.classes, t, epoch, step)
 
     def test_batches(self, t: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield task `t` of the official test split, un-augmented, in file order.
+        """Yield task `t` of the official test split (or of the held-out samples), un-augmented, in file order.
 
         Each item is (images float32 [b, C, H, W] normalised, labels int64 [b]), on the device, b at most the batch
         size; the last one may be smaller. limit: at most so many batches.
         """
-        members = _members(self._data.test, self.tasks[t])
+        members = self._test[t]
         starts = range(0, len(members), self.batch_size)[:limit]
         for start in starts:
             indices = members[start : start + self.batch_size]
-            raw = self._data.test.images.gather(indices)
-            yield to_tensor(raw, self._constants, None).to(self._device), self._labels(self._data.test.labels[indices])
+            raw = self._evaluated.images.gather(indices)
+            yield to_tensor(raw, self._constants, None).to(self._device), self._labels(self._evaluated.labels[indices])
 
     def augment(self, raw: Tensor, rng: np.random.Generator) -> Tensor:
         """Augment replayed images as the stream does its own.
@@ -175,12 +191,24 @@ class TaskStream:
     def _consume(self, drawn: _Drawn, t: int, epoch: int, step: int) -> None:
         crops = drawn.crops
         numbers = ([t, epoch, step, len(drawn.indices)], drawn.indices, drawn.labels, crops.top, crops.left, crops.flip)
-        self._consumed.update(np.concatenate(numbers).astype("<i8").tobytes())
-        self._consumed.update(np.ascontiguousarray(drawn.raw).data)
+        link = xxhash.xxh3_128(self._consumed)
+        link.update(np.concatenate(numbers).astype("<i8").tobytes())
+        link.update(np.ascontiguousarray(drawn.raw).data)
+        self._consumed = link.digest()
 
 
 def _members(split: Split, classes: range) -> NDArray[np.int64]:
     return np.flatnonzero((split.labels >= classes.start) & (split.labels < classes.stop)).astype(np.int64)
+
+
+def _held_out(train: Split, num_classes: int) -> NDArray[np.int64]:
+    """Return the training samples held out for validation, sorted: the same for every seed."""
+    chosen = []
+    for label in range(num_classes):
+        members = _members(train, range(label, label + 1))
+        keys = np.random.Philox(np.random.SeedSequence(0, spawn_key=(_VALIDATION, label))).random_raw(len(members))
+        chosen.append(members[np.argsort(keys, kind="stable")[: len(members) // VALIDATION_SHARE]])
+    return np.sort(np.concatenate(chosen))
 
 
 def _protocol(info: StreamInfo) -> str:

@@ -102,9 +102,11 @@ def test_a_difference_below_the_highest_peak_is_noticed_too() -> None:
     assert result.observer_delta_bytes == 0
 
 
-@pytest.mark.parametrize("name", ["truth", "attribution", "process"])
-def test_passes_that_consumed_different_batches_are_noticed(name: Pass) -> None:
-    result = assembled({name: good_passes()[name].model_copy(update={"fingerprint": "other"})})
+@pytest.mark.parametrize(
+    ("name", "field"), [("truth", "fingerprint"), ("attribution", "fingerprint"), ("process", "data_digest")]
+)
+def test_passes_that_consumed_different_batches_are_noticed(name: Pass, field: str) -> None:
+    result = assembled({name: good_passes()[name].model_copy(update={field: "other"})})
     (check,) = result.checks
     assert "different batches" in check
 

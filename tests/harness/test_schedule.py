@@ -8,14 +8,17 @@ from harness.build import build
 from harness.execution import Unwatched
 from harness.spec import RunSpec
 from harness.training import short_schedule
+from methods.base import Method
+from methods.joint import Joint
+from methods.sgd import SGD
 
 
 @pytest.mark.parametrize(
     ("batch_size", "replay_size", "buffer_size", "steps"),
-    [(32, 32, 200, 2), (32, 15, 15, 2), (8, 24, 200, 2), (8, 25, 200, 3), (8, 64, 200, 5), (8, 64, 16, 2)],
+    [(32, 32, 200, (1, 2)), (32, 15, 15, (1, 2)), (8, 24, 200, (3, 2)), (8, 64, 200, (8, 2)), (8, 64, 16, (2, 2))],
 )
 def test_the_last_step_of_the_schedule_replays_in_full(
-    batch_size: int, replay_size: int, buffer_size: int, steps: int
+    batch_size: int, replay_size: int, buffer_size: int, steps: tuple[int, ...]
 ) -> None:
     spec = RunSpec(
         method="er",
@@ -25,7 +28,23 @@ def test_the_last_step_of_the_schedule_replays_in_full(
         replay_size=replay_size,
         buffer_size=buffer_size,
     )
-    schedule = short_schedule(build(spec, Unwatched()).method)
-    assert schedule.steps == steps
-    stored_before_the_last_step = (2 * steps - 1) * batch_size
-    assert stored_before_the_last_step >= min(replay_size, buffer_size)
+    method = build(spec, Unwatched()).method
+    assert short_schedule(method).steps == steps
+    assert short_schedule(method, steady=False).steps == (*steps[:-1], 1)
+    assert steps[0] * batch_size >= min(replay_size, buffer_size), "also what is stored at the end of task 0 is enough"
+
+
+class Growing(SGD):
+    grows_with_tasks = "begun"
+
+
+class GrowingByLearning(SGD):
+    grows_with_tasks = "learnt"
+
+
+@pytest.mark.parametrize(
+    ("cls", "steps"), [(SGD, (1, 2)), (Joint, (2,)), (Growing, (1, 0, 0, 0, 2)), (GrowingByLearning, (1, 1, 1, 1, 2))]
+)
+def test_a_method_that_grows_with_the_tasks_visits_all_of_them(cls: type[Method], steps: tuple[int, ...]) -> None:
+    setting = build(RunSpec(method="sgd", width=1), Unwatched()).method.setting
+    assert short_schedule(cls(setting, cls.Config())).steps == steps

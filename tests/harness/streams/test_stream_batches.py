@@ -82,8 +82,8 @@ def test_the_first_draws_are_pinned() -> None:
     stream = mini(epochs=1, steps_per_task=2)
     for t in range(stream.num_tasks):
         list(stream.train_batches(t))
-    assert stream.fingerprint == "fe50137c9692cf86bb2f9c75703800e5"
-    assert stream.data_digest == "30edd337dd99a46047df8ccf31f1f5bc"
+    assert stream.fingerprint == "38b028a5bd38da78bbe98ac12680159a"
+    assert stream.data_digest == "b719fb6eca3352d36952c7fdcac98ddb"
 
 
 def test_training_batches_come_in_the_order_of_epochs_and_steps() -> None:
@@ -190,3 +190,41 @@ def test_numbers_below_one_are_refused(option: str) -> None:
 def test_an_unknown_stream_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(UsageError, match=r"no stream 'split-cifar': did you mean .*'split-cifar10'"):
         open_stream("split-cifar", seed=0, batch_size=1, epochs=1)
+
+
+def test_positions_say_which_of_its_tasks_samples_a_batch_holds() -> None:
+    stream = mini(epochs=1)
+    task = stream.train_task(1)
+    positions = np.concatenate([batch.positions for batch in stream.train_batches(1)])
+    assert sorted(positions) == list(range(task.num_samples))
+    again = mini(epochs=1).train_task(1).batch(0, 3)
+    assert np.array_equal(again.positions, positions[96:128])
+
+
+def test_a_tenth_of_every_class_is_held_out_for_validation_the_same_for_every_seed_and_never_trained_on() -> None:
+    held_out = []
+    for seed in (0, 1):
+        stream = mini(seed=seed, epochs=1, validate=True)
+        images, labels = zip(*stream.test_batches(2), strict=True)
+        assert torch.bincount(torch.cat(labels), minlength=10).tolist() == [0, 0, 0, 0, 50, 50, 0, 0, 0, 0]
+        assert stream.train_task(2).num_samples == 900
+        held_out.append(torch.cat(images))
+    assert torch.equal(*held_out)
+    plain = {image.tobytes() for (image,) in zip(held_out[0].numpy(), strict=True)}
+    every = [image.tobytes() for batch, _ in mini().test_batches(2) for image in batch.numpy()]
+    assert plain.isdisjoint(every), "held out of the training samples, not of the test split"
+    raw_of_validation = _raw(mini(validate=True), 2)
+    assert len(raw_of_validation) == 900
+    assert len(_raw(mini(), 2) - raw_of_validation) == 100
+
+
+def _raw(stream: TaskStream, t: int) -> set[bytes]:
+    task = stream.train_task(t)
+    return {image.tobytes() for step in range(task.steps_per_epoch) for image in task.batch(0, step).raw}
+
+
+def test_a_joint_stream_holds_the_same_samples_out() -> None:
+    stream = mini(validate=True, joint=True)
+    assert stream.train_task(0).num_samples == 4500
+    separate = mini(validate=True)
+    assert _raw(stream, 0) == set().union(*(_raw(separate, t) for t in range(5)))

@@ -1,0 +1,121 @@
+"""The search behind the `tuned` values: the same number of candidates for every method, scored on held-out samples.
+
+`python -m bench.tune` runs `bench/tuning.toml` (what is there already is not run again) and writes a table of every
+candidate. It changes no default: what won is copied into the method's `tuned`, where its source can be named.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from math import prod
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+from rich.console import Console
+from tabulate import tabulate
+from typing_extensions import Self
+
+from bench.progress import Bars
+from harness.errors import UsageError
+from harness.files import read_toml, write_text
+from harness.results import RunResult, load_results, save_result
+from harness.spec import Conditions, RunSpec, Scalar, spec_errors
+from harness.suite import run_specs
+
+SEARCH = Path(__file__).with_name("tuning.toml")
+
+
+class Search(Conditions):
+    """A search: per method the values of its settings, whose combinations are its candidates."""
+
+    title: str
+    budget: int = Field(ge=1)
+    stream: str
+    seed: int = Field(ge=0)
+    grid: dict[str, dict[str, list[Scalar]]]
+
+    @model_validator(mode="after")
+    def _equal_budgets(self) -> Self:
+        for method, values in self.grid.items():
+            candidates = prod(len(choices) for choices in values.values())
+            if candidates != self.budget:
+                raise ValueError(f"{method} has {candidates} candidates, but every method gets {self.budget}")
+        return self
+
+    def specs(self) -> list[RunSpec]:
+        """Return one accuracy run per candidate, evaluated on held-out training samples."""
+        shared = {name: getattr(self, name) for name in Conditions.model_fields}
+        return [
+            RunSpec(
+                **{**shared, "evaluate_on": "validation"},
+                method=method,
+                config=dict(zip(values, choice, strict=True)),
+                stream=self.stream,
+                seed=self.seed,
+                measure="accuracy",
+            )
+            for method, values in self.grid.items()
+            for choice in product(*values.values())
+        ]
+
+
+def load_search(path: Path) -> Search:
+    """Read a search file. Raises UsageError naming what is wrong in it."""
+    try:
+        return Search.model_validate(read_toml(path))
+    except ValidationError as error:
+        raise UsageError(f"the search {path} is wrong: {spec_errors(error, list(Search.model_fields))}") from error
+
+
+def score(result: RunResult) -> float | None:
+    """Return the mean of class-IL and task-IL accuracy, or of the one that there is; None for a failed run."""
+    names = ("class_il_accuracy", "task_il_accuracy")
+    values = [result.metrics[name] for name in names if name in result.metrics]
+    return sum(values) / len(values) if result.status == "ok" and values else None
+
+
+def table(search: Search, results: dict[str, RunResult]) -> str:
+    """Return every candidate with its score in markdown, each method's best one marked."""
+    rows: list[list[str]] = []
+    for method in search.grid:
+        runs = [results[spec.run_id] for spec in search.specs() if spec.method == method]
+        best = max((value for run in runs if (value := score(run)) is not None), default=None)
+        for run in runs:
+            value = score(run)
+            shown = run.status if value is None else f"{100 * value:.1f}" + (" **best**" if value == best else "")
+            settings = ", ".join(f"{key}={value}" for key, value in run.spec.config.items())
+            il = [run.metrics.get(f"{scenario}_accuracy") for scenario in ("class_il", "task_il")]
+            rows.append([method, settings, *("" if part is None else f"{100 * part:.1f}" for part in il), shown])
+    headers = ["method", "candidate", "class-IL %", "task-IL %", "score"]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing of the search and write its table. Argument: the directory (default: results/tuning)."""
+    directory = Path(arguments[0]) if arguments else Path("results/tuning")
+    directory.mkdir(parents=True, exist_ok=True)
+    search = load_search(SEARCH)
+    results = {result.run_id: result for result in load_results(directory)}
+    missing = [spec for spec in search.specs() if spec.run_id not in results]
+
+    def keep(result: RunResult) -> None:
+        save_result(directory, result)
+        results[result.run_id] = result
+
+    with Bars(Console(stderr=True), len(missing)) as bars:
+        run_specs(missing, keep, checkpoints=directory, watcher=bars)
+    where = next(iter(results.values())).environment
+    intro = (
+        f"# {search.title}\n\n{search.budget} candidates per method, one run each, on {search.stream}: "
+        f"{search.network} of width {search.width}, batch {search.batch_size}, buffer {search.buffer_size}, replay "
+        f"{search.replay_size}, {search.epochs} epoch(s), seed {search.seed}; torch {where.get('torch')} on "
+        f"{where.get('device')}.\nScored on a tenth of the training samples, held out: the mean of class-IL and "
+        "task-IL accuracy, or the one that a method has.\n\n"
+    )
+    print(write_text(directory / "tuning.md", intro + table(search, results) + "\n"))
+    return 0 if all(result.status in ("ok", "diverged") for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""A run that was stopped goes on in a fresh process as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness.build import Run, build
+from harness.checkpoint import Checkpoint
+from harness.errors import ClmemError
+from harness.execution import Unwatched
+from harness.registry import method_names
+from harness.results import Accuracy
+from harness.spec import RunSpec
+from harness.training import Progress, Schedule, train
+from methods.sgd import SGD
+
+STEPS = (2, 3, 2)
+KEY = {"run": "this one"}
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fresh(method: str) -> Run:
+    config = {"fisher_samples": 4} if method == "ewc" else {}
+    spec = RunSpec(
+        method=method, config=config, width=1, batch_size=16, buffer_size=12, replay_size=4, steps_per_task=3, epochs=2
+    )
+    return build(spec, Unwatched())
+
+
+def go(run: Run, checkpoint: Checkpoint | None = None, stop_after: int | None = None) -> Accuracy:
+    def report(progress: Progress) -> None:
+        if progress.steps == stop_after:
+            raise Stopped
+
+    steps = (sum(STEPS),) if run.method.joint else STEPS
+    schedule = Schedule(steps, evaluation_batches=1)
+    return train(run, schedule, Unwatched(), Progress(), report, checkpoint)
+
+
+def everything(run: Run) -> dict[str, Any]:
+    """Return all that a run has become, as plain values."""
+    roles = run.method.memory_roles()
+    return {
+        "network": list(run.method.network.state_dict().values()),
+        "declared": [tensor for role in sorted(roles) for tensor in roles[role]],
+        "rng": run.method.setting.rng.bit_generator.state,
+        "fingerprint": run.stream.fingerprint,
+    }
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_stopped_run_that_goes_on_equals_the_straight_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    straight = fresh(name)
+    expected = go(straight)
+    path = tmp_path / "checkpoint"
+    for stop_after in (1, 4):  # in the first task; in the middle of the second, in a third process
+        with pytest.raises(Stopped):
+            go(fresh(name), Checkpoint(path, KEY, every_s=0), stop_after)
+    last, checkpoint = fresh(name), Checkpoint(path, KEY, every_s=0)
+    accuracy = go(last, checkpoint)
+
+    assert checkpoint.resumed_at == [1, 4]
+    assert accuracy == expected
+    assert_equal(everything(last), everything(straight))
+
+
+def stopped(tmp_path: Path, name: str = "er") -> Path:
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Stopped):
+        go(fresh(name), Checkpoint(path, KEY, every_s=0), 4)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["another key", "half a file", "no file"])
+def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(tmp_path: Path, damage: str) -> None:
+    path, key = stopped(tmp_path), KEY
+    if damage == "another key":
+        key = {"run": "another"}
+    elif damage == "half a file":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.unlink()
+    checkpoint, run = Checkpoint(path, key, every_s=1e9), fresh("er")
+    assert checkpoint.restore(run).steps == 0
+    assert checkpoint.resumed_at == []
+    straight = fresh("er")
+    assert_equal(everything(run), everything(straight))
+
+
+def test_a_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"key": {"schema": "1", **KEY}, "method": Malicious()}, tmp_path / "checkpoint")
+    assert Checkpoint(tmp_path / "checkpoint", KEY).restore(fresh("sgd")).steps == 0
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_checkpoint_is_written_before_it_is_time(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    go(fresh("sgd"), Checkpoint(path, KEY, every_s=1e9))
+    assert not path.exists()
+
+
+class Forgetful(SGD):
+    """Keeps a tensor that it declares but does not name in `checkpointed`."""
+
+    def __init__(self, setting: Any, config: Any) -> None:
+        super().__init__(setting, config)
+        self.kept = torch.zeros(3)
+
+    def memory_roles(self) -> dict[str, list[Tensor]]:
+        return {"method_state": [self.kept]}
+
+
+def test_declared_state_that_a_checkpoint_would_lose_fails_the_run_and_is_named(tmp_path: Path) -> None:
+    run = fresh("sgd")
+    method = Forgetful(run.method.setting, SGD.Config())
+    run.execution.attach(method)
+    with pytest.raises(ClmemError, match=r"declares 12 B .* shape \(3,\) .* `checkpointed`"):
+        go(Run(run.stream, method, run.execution), Checkpoint(tmp_path / "checkpoint", KEY, every_s=0))
+    assert list(tmp_path.iterdir()) == []
