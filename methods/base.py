@@ -180,8 +180,9 @@ class Method:
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
     checkpointed: ClassVar[tuple[str, ...]] = ()
-    """Attributes that change while learning, so that a stopped run can go on where it was. Each holds a tensor, a
-    number, a string, None, lists, tuples or dicts of those, or has `state_dict()` and `load_state_dict()`."""
+    """Attributes that change while learning or are declared in `memory_roles`, so that a stopped run can go on where it
+    was. Each holds a tensor, a number, a string, None, lists, tuples or dicts of those, or has `state_dict()` and
+    `load_state_dict()`."""
 
     class Config(BaseModel):
         """Typed hyper-parameters. Unknown keys are refused."""
@@ -225,7 +226,7 @@ class Method:
         """Consolidate (Fisher, importance, exemplars ...)."""
 
     def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
-        """Return logits [n, all classes] for float32 images, without gradients and in eval mode."""
+        """Return logits [n, all classes] for float32 images, in eval mode and, unless a method measures it, no graph."""
         return self.setting.executor.forward(images).logits
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:

@@ -3,7 +3,7 @@
     loss = CE(f(x), y), of which only the layers from `boundary` on are learnt
 
 The trunk before the boundary runs in eval mode without gradients. What LightCL saves beside SGD is mostly what this
-saves: its regulariser can be judged only against a tail trained by plain SGD. `boundary=fc` trains the head only.
+saves: its regulariser can be judged only against a tail trained by plain SGD.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Setting, Step, Task, Term
-from methods.parts.trunk import Freezing, frozen_trunk
+from methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailSGD(Method):
@@ -22,15 +22,10 @@ class TailSGD(Method):
 
     name = "tail-sgd"
 
-    class Config(Method.Config):
+    class Config(TailConfig):
         """Hyper-parameters."""
 
         lr: float = Field(0.1, gt=0, description="SGD learning rate (that of sgd)")
-        boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
-        trunk: Freezing = Field(
-            "auto",
-            description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
-        )
 
     config: Config
 

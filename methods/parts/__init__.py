@@ -1,1 +1,1 @@
-"""Pieces that several algorithms share: the reservoir of past samples, and the trunk that freezes."""
+"""Pieces that several algorithms share: buffers of past samples, trunks that freeze, columns, masks, pruned channels."""

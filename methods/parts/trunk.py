@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
 from torch import nn
 
-from methods.base import Network, Setting, Trunk
+from methods.base import Method, Network, Setting, Trunk
 
 Freezing = Literal["auto", "first_task", "frozen"]
 """When the trunk freezes. `frozen`: from the start, its weights being treated as pretrained. `first_task`: after
 task 0, which trains everything. `auto`: `frozen` when pretrained weights were loaded, else `first_task`."""
+
+
+class TailConfig(Method.Config):
+    """Which part of the network learns, and since when."""
+
+    boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
+    trunk: Freezing = Field(
+        "auto",
+        description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
+    )
 
 
 def trunk_modules(network: Network, boundary: str) -> list[nn.Module]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+import copy
+import io
+from typing import Any, cast
 
 import pytest
 import torch
 
 from harness.errors import UsageError
+from harness.execution import Execution
 from harness.networks import ResNet18
-from methods.base import Outputs
+from methods.base import Method, Outputs, Trunk
 from methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
 from tests.methods.toys import (
     NUM_CLASSES,
@@ -23,9 +26,10 @@ from tests.methods.toys import (
 )
 
 SHAPE = {"size": 4, "side": 8}
+PARAMETERS = 11_173_962  # of ResNet-18 at width 64 with 10 classes
 
 
-def lightcl(**config: object) -> tuple[LightCL, object]:
+def lightcl(**config: object) -> tuple[LightCL, Execution]:
     method, execution = make_method("lightcl", two_layers(), config)
     return cast(LightCL, method), execution
 
@@ -95,7 +99,7 @@ def test_masks_are_united_over_tasks() -> None:
 
 def test_keeping_every_channel_holds_no_mask() -> None:
     method, execution = lightcl(keep_ratio=1.0)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     assert method.masks == {}
     assert declared(method)["method_state"] == 0
 
@@ -120,7 +124,7 @@ def test_the_drift_saves_no_tensor_of_its_own_for_backward() -> None:
 
 def test_a_step_is_the_memory_and_then_the_batch() -> None:
     method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     method.before_task(make_task(1))
     steps = list(method.terms(make_batch(1, 1)))
     assert [[len(term.images) for term in terms] for terms in steps] == [[3, 4]]
@@ -129,13 +133,13 @@ def test_a_step_is_the_memory_and_then_the_batch() -> None:
 def test_no_sample_and_no_reference_outlives_its_task() -> None:
     method, execution = lightcl(memory_size=3)
     for index in range(3):
-        run_task(method, execution, index)  # type: ignore[arg-type]
+        run_task(method, execution, index)
         assert declared(method) == {"replay": 0, "method_state": 6}, "one bool per channel of the one watched map"
 
 
 def test_during_a_task_the_memory_and_its_reference_are_declared() -> None:
     method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     method.before_task(make_task(1))
     images, features, logits = 3 * 3 * 8 * 8 * 4, 3 * 6 * 4 * 4 * 4, 3 * NUM_CLASSES * 4
     assert declared(method) == {"replay": images, "method_state": features + logits + 6}
@@ -143,21 +147,22 @@ def test_during_a_task_the_memory_and_its_reference_are_declared() -> None:
 
 def test_the_penalty_is_zero_before_the_first_update_of_a_task() -> None:
     method, execution = lightcl(memory_size=3, lr=0.1)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     method.before_task(make_task(1))
     network = method.network
     network.train()
     for module in network.stage_modules("layer4"):  # type: ignore[operator]
         module.eval()
     assert method.memory is not None
+    assert method.logits is not None
     with torch.no_grad():
-        logits = network(method.memory.images)
-    assert torch.equal(logits, method.memory.reference.logits)
+        logits = network(method.memory)
+    assert torch.equal(logits, method.logits)
 
 
 def test_looking_at_the_reference_leaves_running_statistics_alone() -> None:
     method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     before = {name: buffer.clone() for name, buffer in method.network.named_buffers()}
     method.before_task(make_task(1))
     assert all(torch.equal(before[name], buffer) for name, buffer in method.network.named_buffers())
@@ -165,12 +170,12 @@ def test_looking_at_the_reference_leaves_running_statistics_alone() -> None:
 
 def test_a_reservoir_memory_holds_images_of_old_tasks() -> None:
     method, execution = lightcl(memory_source="reservoir", memory_size=5)
-    run_task(method, execution, 0)  # type: ignore[arg-type]
+    run_task(method, execution, 0)
     assert declared(method)["replay"] == 5 * (3 * 8 * 8 + 8)
     method.before_task(make_task(1))
     assert method.memory is not None
     old = {make_batch(0, step).raw[i].tobytes() for step in range(2) for i in range(4)}
-    drawn = ((method.memory.images + 1) * 128).to(torch.uint8).numpy()
+    drawn = ((method.memory + 1) * 128).to(torch.uint8).numpy()
     assert len(drawn) == 5
     assert {image.tobytes() for image in drawn} <= old
 
@@ -205,8 +210,8 @@ def test_the_memory_is_the_start_of_the_new_tasks_first_batch_and_no_view_of_it(
     method, _ = lightcl(memory_size=3)
     method.before_task(make_task(2))
     assert method.memory is not None
-    assert torch.equal(method.memory.images, make_batch(2, 0).images[:3])
-    assert method.memory.images.untyped_storage().nbytes() == 3 * 3 * 8 * 8 * 4
+    assert torch.equal(method.memory, make_batch(2, 0).images[:3])
+    assert method.memory.untyped_storage().nbytes() == 3 * 3 * 8 * 8 * 4
 
 
 def test_settings_are_those_of_the_released_code() -> None:
@@ -225,3 +230,113 @@ def test_a_memory_larger_than_the_batch_it_is_taken_from_is_refused() -> None:
 def test_a_boundary_that_leaves_no_trunk_is_refused() -> None:
     with pytest.raises(ValueError, match="no trunk"):
         make_method("tail-sgd", ResNet18(2, width=1), {"boundary": "stem"})
+
+
+def test_as_released_all_ones_masks_of_42_625_mib_are_held_and_change_nothing() -> None:
+    method, _ = make_method("lightcl", ResNet18(10), LightCL.presets["released"])
+    assert declared(method) == {"replay": 0, "method_state": 4 * PARAMETERS}
+    assert round(4 * PARAMETERS / 2**20, 3) == 42.625
+    assert all(bool((mask == 1).all()) and not mask.requires_grad for mask in cast(LightCL, method).weight_masks)
+    method.after_task(make_task(0, **SHAPE))
+    assert declared(method) == {"replay": 0, "method_state": 4 * PARAMETERS + 4 * 512}
+
+
+def test_what_is_held_between_tasks_at_width_64_is_one_bool_per_channel_of_four_maps() -> None:
+    method, _ = make_method("lightcl", ResNet18(10))
+    assert declared(method) == {"replay": 0, "method_state": 0}
+    method.after_task(make_task(0, **SHAPE))
+    assert declared(method) == {"replay": 0, "method_state": 4 * 512}
+
+
+def learnt(weight_masks: str, evaluation_graph: bool) -> Method:
+    config = {"weight_masks": weight_masks, "evaluation_graph": evaluation_graph, "lr": 0.1}
+    method, execution = make_method("lightcl", two_layers(), config)
+    for index in range(2):
+        run_task(method, execution, index)
+    return method
+
+
+def test_holding_masks_and_evaluating_with_a_graph_changes_no_weight_and_no_logit() -> None:
+    plain, released = learnt("none", False), learnt("float32", True)
+    states = plain.network.state_dict(), released.network.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    images = make_batch().images
+    assert torch.equal(plain.predict(images), released.predict(images))
+
+
+def test_evaluation_records_a_graph_of_the_tail_only_when_asked() -> None:
+    images = make_batch().images
+    assert learnt("none", False).predict(images).grad_fn is None
+    logits = learnt("none", True).predict(images)
+    saved = {name for name, parameter in two_layers().named_parameters() if name.startswith(("layer4", "fc"))}
+    parameters, todo = set(), [logits.grad_fn]
+    while todo:
+        node = cast(Any, todo.pop())
+        parameters |= {id(node.variable)} if hasattr(node, "variable") else set()
+        todo += [following for following, _ in node.next_functions if following is not None]
+    assert len(parameters) == len(saved)
+
+
+def test_task_0_learns_from_the_first_boundary_when_the_trunk_is_frozen_from_the_start() -> None:
+    config: dict[str, object] = {"trunk": "frozen", "first_boundary": "layer3.1", "trunk_bn": "train"}
+    method, _ = make_method("lightcl", ResNet18(2, width=1), config)
+    trunks = [method.trunk]
+    for index in range(2):
+        method.before_task(make_task(index, size=2, side=16))
+        trunks.append(method.trunk)
+    assert trunks == [Trunk("layer3.1", "train"), Trunk("layer3.1", "train"), Trunk("layer4", "train")]
+
+    method, _ = make_method("lightcl", ResNet18(2, width=1), {**config, "trunk": "first_task"})
+    assert method.trunk is None
+
+
+@pytest.mark.parametrize("config", [{"boundary": "layer5"}, {"first_boundary": "layer5"}])
+def test_either_boundary_is_looked_at_before_anything_is_learnt(config: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="layer5"):
+        make_method("lightcl", ResNet18(2, width=1), config)
+
+
+def stored_and_read(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint file gives back: plain containers and tensors only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return cast(dict[str, Any], torch.load(file, weights_only=True))
+
+
+RELEASED: dict[str, object] = {"memory_size": 3, "trunk": "frozen", "first_boundary": "layer4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("lightcl", {"memory_source": "reservoir"}),
+        ("lightcl", LightCL.presets["released"]),
+        ("lightcl-sparse", {}),
+        ("lightcl-sparse", {"weight_masks": "bool", "ranking": "per_convolution"}),
+    ],
+)
+def test_a_method_taken_up_in_the_middle_of_a_task_goes_on_bit_for_bit(name: str, config: dict[str, object]) -> None:
+    config = {**RELEASED, **config, "lr": 0.1}
+    method, execution = make_method(name, two_layers(), config)
+    run_task(method, execution, 0)
+    task = make_task(1, steps=3)
+    method.before_task(task)
+    execution.learn(task.batch(0, 0))
+
+    # Other start weights: nothing of what was chosen by them may be chosen again.
+    resumed, execution_resumed = make_method(name, two_layers(seed=1), config)
+    resumed.network.load_state_dict(stored_and_read(copy.deepcopy(method.network.state_dict())))
+    resumed.load_state_dict(stored_and_read(method.state_dict()))
+    resumed.trunk = method.trunk
+    resumed.setting.rng.bit_generator.state = method.setting.rng.bit_generator.state
+
+    for one, its_execution in ((method, execution), (resumed, execution_resumed)):
+        for step in (1, 2):
+            its_execution.learn(task.batch(0, step))
+        one.after_task(task)
+        one.before_task(make_task(2))
+    for a, b in zip(method.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for role, tensors in method.memory_roles().items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, resumed.memory_roles()[role], strict=True))

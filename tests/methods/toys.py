@@ -111,7 +111,7 @@ def make_method(
 
     A memory larger than the toys' batch of 4 would be refused, so LightCL takes 3 images unless told otherwise.
     """
-    if name == "lightcl":
+    if name.startswith("lightcl"):
         config = {"memory_size": 3, **(config or {})}
     execution = Execution(Unwatched())
     cls = method_class(name)

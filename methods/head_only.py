@@ -1,0 +1,30 @@
+"""Head only: the control that learns nothing but the linear layer. It comes from no paper.
+
+    loss = CE(f(x), y), of which only the linear layer is learnt
+
+It is `tail-sgd` with the latest boundary there is, under a name of its own because it is the floor of every comparison:
+no trained tail can need less memory, and forgetting that is still there is the head's.
+
+Without pretrained weights task 0 trains everything (`trunk=auto`), and costs what plain SGD costs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from methods.tail_sgd import TailSGD
+
+
+class HeadOnly(TailSGD):
+    """Learn every batch as it comes, with the linear layer alone."""
+
+    name = "head-only"
+
+    class Config(TailSGD.Config):
+        """Hyper-parameters."""
+
+        boundary: Literal["fc"] = Field("fc", description="first stage that learns (what the method is)")
+
+    config: Config

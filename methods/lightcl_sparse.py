@@ -1,0 +1,97 @@
+"""LightCL with channel sparsity: most channels of the start weights fall, and LightCL learns with the others.
+
+Wang et al., "LightCL: Compact Continual Learning with Low Memory Footprint For Edge Device", arXiv 2407.10545v3, 2025.
+
+    s_c = mean of filter c's weights
+    kept: the largest 80 % of conv1, layer1 and layer2, 30 % of layer3, 20 % of layer4
+
+once, before task 0 and on the loaded weights when there are any; width 64 keeps 52, 103, 78 and 103 channels, one more
+than asked as for the channels that LightCL holds. What falls with a channel is in `methods.parts.channels`. The rest is
+LightCL, except that with a trunk frozen from the start task 0 learns from `first_boundary` on.
+
+Masked, hence dense: weights, gradients and activations keep their sizes, so this needs as much memory as LightCL. The
+gradients of pruned weights are set to zero before each step, and the weights stay zero exactly: plain SGD moves nothing
+whose gradient is zero. With `grouped` ranking those gradients are zero by themselves; with `per_convolution` they are
+not, because a pruned channel lives on in the sum with another branch.
+
+Differs from the paper / the released code in:
+- `ranking=grouped`: convolutions whose outputs are added share one ranking, so the channels can be removed physically
+  without changing the function. As released each is ranked alone (`per_convolution`).
+- one bool per channel is held, and `weight_masks=bool` holds one per parameter as released.
+- otherwise what `lightcl` says of itself.
+
+The preset `released` holds what the released code holds: bool masks over all parameters (10.66 MiB at width 64 with 10
+classes), drifting batch norms in the trunk, and the graphs of an evaluation without `no_grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from methods.base import Setting
+from methods.lightcl import LightCL
+from methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
+
+
+class LightCLSparse(LightCL):
+    """Learn like LightCL in the channels that were not pruned at the start."""
+
+    name = "lightcl-sparse"
+    checkpointed = (*LightCL.checkpointed, "pruned")
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "released": {
+            "weight_masks": "bool",
+            "ranking": "per_convolution",
+            "trunk_bn": "train",
+            "evaluation_graph": True,
+        }
+    }
+
+    class Config(LightCL.Config):
+        """Hyper-parameters; defaults of the released code unless noted."""
+
+        first_boundary: str | None = Field(
+            "layer3.1",
+            description="first stage that task 0 learns when the trunk is frozen from the start (released code); "
+            "None: that of the others",
+        )
+        ranking: Ranking = Field(
+            "grouped",
+            description="one ranking for convolutions whose outputs are added, or per_convolution (released code)",
+        )
+        weight_masks: Literal["none", "bool"] = Field(  # type: ignore[assignment]
+            "none", description="hold a mask over every parameter (released: bool), or one per channel"
+        )
+
+    config: Config
+
+    def __init__(self, setting: Setting, config: Config) -> None:
+        super().__init__(setting, config)
+        network = setting.network
+        self.pruned = pruned_weights(network, kept_channels(network, config.ranking))
+        """By parameter name, bool masks that broadcast to it: True where a weight is pruned."""
+        if config.weight_masks == "bool":
+            self.pruned = in_full(network, self.pruned)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                self._prune(name, parameter)
+
+    def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        """Leave pruned weights where they are: at zero."""
+        if parameter.grad is not None:
+            self._prune(name, parameter.grad)
+
+    def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
+        """LightCL's, and the masks of what is pruned."""
+        roles = super().memory_roles()
+        masks = [mask for masks in self.pruned.values() for mask in masks]
+        return {**roles, "method_state": [*roles["method_state"], *masks]}
+
+    def _prune(self, name: str, tensor: Tensor) -> None:
+        for mask in self.pruned.get(name, ()):
+            tensor.masked_fill_(mask, 0)

@@ -1,0 +1,34 @@
+"""Tail ER: experience replay by the tail of the network, a control like tail SGD. It comes from no paper.
+
+    loss = CE(f(x + x_m), y + y_m), of which only the layers from `boundary` on are learnt
+
++ joins the batch and m samples replayed from a reservoir in ONE forward, as in ER: the tail's batch norms see all of
+them together. The trunk before the boundary runs in eval mode without gradients.
+
+Beside LightCL it tells what a few genuinely old images are worth when they are simply replayed.
+"""
+
+from __future__ import annotations
+
+from methods.base import Setting, Task
+from methods.er import ER
+from methods.parts.trunk import TailConfig, frozen_trunk
+
+
+class TailER(ER):
+    """Learn the batch together with replayed samples, with the tail of the network."""
+
+    name = "tail-er"
+
+    class Config(ER.Config, TailConfig):
+        """Hyper-parameters."""
+
+    config: Config
+
+    def __init__(self, setting: Setting, config: Config) -> None:
+        super().__init__(setting, config)
+        self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
+
+    def before_task(self, task: Task) -> None:
+        """Freeze the trunk once its time has come."""
+        self.trunk = frozen_trunk(self.setting, self.config.boundary, self.config.trunk, task.index)
