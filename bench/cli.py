@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.progress import Progress
 
 from bench.progress import Bars
 from harness.errors import ClmemError, UsageError, nearest
@@ -172,6 +173,55 @@ def measure(
 
 
 @app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="The file to write, for example trunk.safetensors.")],
+    stream: Annotated[str, typer.Option(help="Stream whose classes are learnt all at once.")] = "split-fashion-mini",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images instead, FOLDER/class/image, with train/ and val/ or without."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Side to which the folder's images are scaled.")] = 32,
+    network: Network = "resnet18",
+    width: Width = 64,
+    weights: Weights = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 10,
+    batch_size: BatchSize = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the batches.")] = 0,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train a network and save its weights, for --weights. The same command goes on after an interruption."""
+    spec = _spec(
+        method="joint",
+        stream=stream,
+        network=network,
+        width=width,
+        weights=None if weights is None else weights_label(str(weights)),
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        config=dict(_setting(text) for text in settings or []),
+        measure="accuracy",
+    )
+    _make_directory(out.parent)
+    from harness.pretrain import pretrain as train_and_save
+
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("steps", total=None)
+        done = train_and_save(
+            spec,
+            out,
+            sources=_sources(data_root, weights),
+            folder=images,
+            image_size=image_size,
+            report=lambda now, total: bar.update(line, description=now.phase, completed=now.steps, total=total),
+        )
+    went_on = f", going on after step {done.resumed_at[-1]}" if done.resumed_at else ""
+    tested = "" if done.accuracy is None else f"; {100 * done.accuracy:.1f} % of the test samples right"
+    print(f"{done.path}: {done.steps} steps{went_on}{tested}")
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(help="A results directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
@@ -200,7 +250,13 @@ def list_(
 def _list_methods() -> dict[str, str]:
     from harness.registry import method_class, method_names
 
-    return {name: (method_class(name).__doc__ or "").strip().splitlines()[0] for name in method_names()}
+    entries: dict[str, str] = {}
+    for name in method_names():
+        cls = method_class(name)
+        entries[name] = (cls.__doc__ or "").strip().splitlines()[0]
+        for preset, values in cls.presets.items():
+            entries[f"{name}@{preset}"] = ", ".join(f"{key}={value}" for key, value in values.items())
+    return entries
 
 
 def _list_streams() -> dict[str, str]:

@@ -19,17 +19,21 @@ from methods.base import Method, Network, Setting
 
 @dataclass(frozen=True)
 class Run:
-    """Everything one pass is made of."""
+    """Everything one pass is made of. weights: one line about what was loaded, None when they were drawn."""
 
     stream: TaskStream
     method: Method
     execution: Execution
+    weights: str | None = None
 
 
-def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE) -> Run:
-    """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain."""
+def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE, stream: TaskStream | None = None) -> Run:
+    """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain.
+
+    stream: used instead of the spec's.
+    """
     cls, config = method_class(spec.method), method_config(spec)
-    stream = open_stream(
+    stream = stream or open_stream(
         spec.stream,
         seed=spec.seed,
         batch_size=spec.batch_size,
@@ -40,8 +44,7 @@ def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE) -> Run:
         validate=spec.evaluate_on == "validation",
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
-    if spec.weights is not None:
-        _load_weights(network, spec.weights, sources)
+    weights = None if spec.weights is None else _load_weights(network, spec.weights, sources)
     execution = Execution(monitor)
     setting = Setting(
         network=network,
@@ -63,7 +66,7 @@ def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE) -> Run:
     )
     method = cls(setting, config)
     execution.attach(method)
-    return Run(stream, method, execution)
+    return Run(stream, method, execution, weights)
 
 
 def _network_seed(seed: int, number: int) -> int:
@@ -71,7 +74,7 @@ def _network_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number, *b"network"]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _load_weights(network: Network, label: str, sources: Sources) -> None:
+def _load_weights(network: Network, label: str, sources: Sources) -> str:
     from harness.weights import load_weights
 
     if sources.weights is None:
@@ -81,4 +84,4 @@ def _load_weights(network: Network, label: str, sources: Sources) -> None:
         raise UsageError(
             f"{sources.weights} is {found!r} but the run starts from {label!r}; give the file it began with"
         )
-    load_weights(network, Path(sources.weights))
+    return load_weights(network, Path(sources.weights)).describe()

@@ -53,6 +53,7 @@ class Outcome(BaseModel):
     method_config: dict[str, Any] = Field(default_factory=dict)
     execution: dict[str, Any] = Field(default_factory=dict)
     joint: bool = False
+    weights: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     phase_s: dict[str, float] = Field(default_factory=dict)
     steps: int = 0

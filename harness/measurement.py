@@ -28,6 +28,7 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
         method_config=known.method_config,
         execution=known.execution,
         joint=known.joint,
+        weights=known.weights,
         fingerprint=known.fingerprint,
         data_digest=known.data_digest,
         environment=known.environment,

@@ -41,13 +41,16 @@ class ResNet18(Network):
 
     Stages, which are also the boundaries at which it can be split: stem, layer1.0 ... layer4.1, fc. The name of a
     whole layer stands for its first block (`layer4` is `layer4.0`).
+    imagenet_stem: torchvision's stem instead, a 7x7 convolution and a 3x3 pooling, both of stride 2: 11,689,512
+    parameters with width 64 and 1,000 classes.
     """
 
-    def __init__(self, num_classes: int, width: int = 64) -> None:
+    def __init__(self, num_classes: int, width: int = 64, imagenet_stem: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, *((7, 2, 3) if imagenet_stem else (3, 1, 1)), bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
+        self.maxpool: nn.MaxPool2d | None = nn.MaxPool2d(3, 2, 1) if imagenet_stem else None
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
         self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2), BasicBlock(2 * width, 2 * width, 1))
         self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))
@@ -70,6 +73,7 @@ class ResNet18(Network):
         for name in names[first:last]:
             if name == "stem":
                 x = self.relu(self.bn1(self.conv1(x)))
+                x = x if self.maxpool is None else self.maxpool(x)
             elif name == "fc":
                 x = self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
             else:
@@ -92,10 +96,15 @@ class ResNet18(Network):
         """Return the modules that lie before `boundary`."""
         names = self.boundaries[: self.stage_index(boundary)]
         modules: list[nn.Module] = [self.conv1, self.bn1, self.relu] if names else []
+        if names and self.maxpool is not None:
+            modules.append(self.maxpool)
         return modules + [self.get_submodule(name) for name in names[1:]]
 
 
-NETWORKS = {"resnet18": "ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling); --width 64 is the standard one"}
+NETWORKS = {
+    "resnet18": "ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling); --width 64 is the standard one",
+    "resnet18-imagenet": "ResNet-18 with torchvision's stem (7x7, stride 2, pooling), for weights trained on ImageNet",
+}
 
 
 def build_network(name: str, *, num_classes: int, width: int, seed: int) -> ResNet18:
@@ -104,4 +113,4 @@ def build_network(name: str, *, num_classes: int, width: int, seed: int) -> ResN
         raise UsageError(f"there is no network {name!r}: {nearest(name, list(NETWORKS))}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ResNet18(num_classes, width)
+        return ResNet18(num_classes, width, imagenet_stem=name == "resnet18-imagenet")

@@ -127,6 +127,7 @@ class RunResult(_Record):
     checks: broken promises that do not void the numbers but must be shown (empty when all is well).
     fingerprint: digest of every training batch consumed, in order. data_digest: of the data set itself.
     execution: how the steps were carried out. joint: whether all tasks were learnt at once.
+    weights: what of the pretrained weights was loaded and what left out, None without any.
     metrics: names carry their variant (`class_il_accuracy` ...).
     phase_s: seconds spent in each phase. wall_s: of the last process, after an interruption.
     resumed_at: the steps after which an interrupted run went on in a new process.
@@ -139,6 +140,7 @@ class RunResult(_Record):
     method_config: dict[str, Any] = Field(default_factory=dict)
     execution: dict[str, Any] = Field(default_factory=dict)
     joint: bool = False
+    weights: str | None = None
     status: Status = "ok"
     reason: str | None = None
     checks: list[str] = Field(default_factory=list)

@@ -95,6 +95,7 @@ def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     outcome.method_config = run.method.config.model_dump(mode="json")
     outcome.execution = run.execution.describe()
     outcome.joint = run.method.joint
+    outcome.weights = run.weights
     outcome.data_digest = run.stream.data_digest
     return run
 
@@ -130,6 +131,7 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     checkpoint = _checkpoint(job, outcome) if full else None
     try:
         run = _build(job, outcome, Unwatched())
+        reset_high_water()  # reading pretrained weights holds them twice, which is no phase of the method
         schedule = Schedule() if full else short_schedule(run.method, steady=False)
         accuracy: Accuracy = train(run, schedule, Unwatched(), progress, report, checkpoint)
     finally:

@@ -22,7 +22,7 @@ class StreamInfo:
 
     name: str
     description: str
-    data: Literal["mini", "idx", "cifar", "tinyimagenet", "synthetic"]
+    data: Literal["mini", "idx", "cifar", "tinyimagenet", "synthetic", "folder"]
     num_tasks: int
     num_classes: int
     image_shape: tuple[int, int, int]

@@ -28,14 +28,6 @@ class Stopped(Exception):
     pass
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def fresh(method: str) -> Run:
     config = {"fisher_samples": 4} if method == "ewc" else {}
     spec = RunSpec(

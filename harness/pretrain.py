@@ -1,0 +1,81 @@
+"""Trains a network on all classes of a stream, or of a folder of images, at once, and saves its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.build import build
+from harness.checkpoint import Checkpoint
+from harness.environment import environment
+from harness.execution import Unwatched
+from harness.spec import NOWHERE, RunSpec, Sources
+from harness.streams import prepare
+from harness.streams.stream import TaskStream
+from harness.training import Progress, Schedule, train
+from harness.weights import save_weights
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What came out. accuracy: over the test samples of all classes, 0..1; None for noise."""
+
+    path: Path
+    accuracy: float | None
+    steps: int
+    resumed_at: list[int]
+
+
+def pretrain(
+    spec: RunSpec,
+    out: Path,
+    *,
+    sources: Sources = NOWHERE,
+    folder: Path | None = None,
+    image_size: int = 32,
+    every_s: float = 30.0,
+    report: Callable[[Progress, int], None] = lambda progress, total: None,
+) -> Pretrained:
+    """Train as the spec says (its method is `joint`) and write safetensors to `out`; `report` gets (where, all steps).
+
+    folder: images to train on instead of the spec's stream, each scaled to image_size. every_s: seconds between two
+    checkpoints beside `out`, from which the same call goes on after an interruption. Raises UsageError for what cannot
+    be read.
+    """
+    stream = None if folder is None else _folder_stream(spec, folder, image_size)
+    if stream is None:
+        prepare(spec.stream, sources.data_root)
+    run = build(spec, Unwatched(), sources, stream)
+    here = environment()
+    code = {name: str(here.get(name)) for name in ("clmem", "commit", "torch")}
+    key = {"run": spec.run_id, "data": run.stream.data_digest, **code}
+    file = out.with_name(f".{out.name}.checkpoint")
+    checkpoint = Checkpoint(file, key, every_s)
+    task, progress = run.stream.train_task(0), Progress()
+    total = task.epochs * task.steps_per_epoch
+    accuracy = train(run, Schedule(), Unwatched(), progress, lambda now: report(now, total), checkpoint)
+    right = _mean(accuracy.class_il) if run.stream.has_data else None
+    about = {
+        "clmem": code["clmem"],
+        "trained_on": run.stream.name,
+        "data_digest": run.stream.data_digest,
+        "network": f"{spec.network} of width {spec.width}",
+        "steps": f"{progress.steps} of batch {spec.batch_size}, lr {run.method.config.lr}, seed {spec.seed}",
+        "test_accuracy": "" if right is None else f"{right:.4f}",
+    }
+    save_weights(run.method.network, out, about)
+    file.unlink(missing_ok=True)
+    return Pretrained(out, right, progress.steps, checkpoint.resumed_at)
+
+
+def _folder_stream(spec: RunSpec, folder: Path, image_size: int) -> TaskStream:
+    from harness.streams.folder import open_folder
+
+    info, data = open_folder(folder, image_size)
+    return TaskStream(info, data, seed=spec.seed, batch_size=spec.batch_size, epochs=spec.epochs, joint=True)
+
+
+def _mean(matrix: list[list[float | None]] | None) -> float | None:
+    values = [value for value in (matrix[-1] if matrix else []) if value is not None]
+    return sum(values) / len(values) if values else None
