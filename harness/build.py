@@ -27,10 +27,16 @@ class Run:
     weights: str | None = None
 
 
-def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE, stream: TaskStream | None = None) -> Run:
+def build(
+    spec: RunSpec,
+    monitor: Monitor,
+    sources: Sources = NOWHERE,
+    stream: TaskStream | None = None,
+    device: str = "cpu",
+) -> Run:
     """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain.
 
-    stream: used instead of the spec's.
+    stream: used instead of the spec's. device: where batches and the method's state lie.
     """
     cls, config = method_class(spec.method), method_config(spec)
     stream = stream or open_stream(
@@ -39,6 +45,7 @@ def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE, stream: T
         batch_size=spec.batch_size,
         epochs=spec.epochs,
         steps_per_task=spec.steps_per_task,
+        device=device,
         data_root=sources.data_root,
         joint=cls.joint,
         validate=spec.evaluate_on == "validation",
@@ -55,7 +62,7 @@ def build(spec: RunSpec, monitor: Monitor, sources: Sources = NOWHERE, stream: T
         batch_size=spec.batch_size,
         buffer_size=spec.buffer_size,
         replay_size=spec.replay_size,
-        device="cpu",
+        device=device,
         # A generator of the method's own: what it draws never moves the stream or the initial weights.
         rng=np.random.default_rng([spec.seed, *b"method"]),
         augment=stream.augment,

@@ -44,18 +44,20 @@ def short_schedule(method: Method, *, steady: bool = True) -> Schedule:
     """Return the schedule of a memory measurement: shapes decide memory, so few steps tell.
 
     One step of task 0, or as many as store what a step replays; then a first and a steady step of task 1. A method that
-    grows with the tasks visits all of them, learning only where it must. steady: False leaves the second step out.
+    grows with the tasks visits all of them, one step each, and none where it need not learn in order to grow.
+    steady: False leaves the second step out.
     """
     setting = method.setting
     fill = 1
     if method.uses_buffer:
         fill = max(fill, -(-min(setting.replay_size, setting.buffer_size) // setting.batch_size))
-    last = 1 + steady
-    between = 0
-    if method.grows_with_tasks:
-        between = setting.num_tasks - 2
-    learnt = int(method.grows_with_tasks == "learnt")
-    steps = (last,) if method.joint else (fill, *[learnt] * between, last)
+    if method.joint:
+        steps: tuple[int, ...] = (1 + steady,)
+    elif method.grows_with_tasks:
+        between = int(method.grows_with_tasks == "learnt")
+        steps = (fill, *[between] * (setting.num_tasks - 2), 1)
+    else:
+        steps = (fill, 1 + steady)
     return Schedule(steps, evaluation_batches=1, evaluate_all=False)
 
 

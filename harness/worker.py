@@ -108,7 +108,8 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
     try:
         with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
             run = _build(job, outcome, monitor)
-            train(run, short_schedule(run.method), monitor, progress, report)
+            schedule = short_schedule(run.method)
+            train(run, schedule, monitor, progress, report)
             monitor.finish()
     finally:
         log = recorder.stop()
@@ -120,7 +121,9 @@ def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) ->
             raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
         outcome.footprint = ledger.footprint
     else:
-        outcome.flops_per_step = _count_flops(run, progress.task)
+        from harness.flops import count_flops  # slow to import, and only this pass needs it
+
+        outcome.flops_per_step = count_flops(job.spec, job.sources, schedule.steps or (), run)
 
 
 def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
@@ -149,20 +152,6 @@ def _checkpoint(job: Job, outcome: Outcome) -> Checkpoint | None:
         return None
     code = {name: str(outcome.environment.get(name)) for name in ("clmem", "commit", "torch")}
     return Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id, **code})
-
-
-def _count_flops(run: Run, task: int) -> int:
-    """Return the floating-point operations of one more step (forward and backward) of a task begun anew.
-
-    The task is the last that was visited: on the first, methods that replay or regularise have nothing to do yet.
-    """
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only this pass needs it
-
-    again = run.stream.train_task(task)
-    run.method.before_task(again)
-    with FlopCounterMode(display=False) as counter:
-        run.execution.learn(again.batch(0, 0))
-    return int(counter.get_total_flops())
 
 
 def _undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:

@@ -43,7 +43,7 @@ class GrowingByLearning(SGD):
 
 
 @pytest.mark.parametrize(
-    ("cls", "steps"), [(SGD, (1, 2)), (Joint, (2,)), (Growing, (1, 0, 0, 0, 2)), (GrowingByLearning, (1, 1, 1, 1, 2))]
+    ("cls", "steps"), [(SGD, (1, 2)), (Joint, (2,)), (Growing, (1, 0, 0, 0, 1)), (GrowingByLearning, (1, 1, 1, 1, 1))]
 )
 def test_a_method_that_grows_with_the_tasks_visits_all_of_them(cls: type[Method], steps: tuple[int, ...]) -> None:
     setting = build(RunSpec(method="sgd", width=1), Unwatched()).method.setting
