@@ -10,6 +10,7 @@ from harness.files import write_text
 from harness.results import RunResult
 from reports import provenance, sentences, tables
 from reports.cells import Section
+from reports.expectations import expectations_sentence, expectations_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
 from reports.units import UNDEFINED, plural
@@ -79,6 +80,9 @@ def _overview(sections: list[Section], runs: list[RunResult]) -> str:
 def _section(section: Section, plots: list[Plot]) -> list[str]:
     parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
     parts += _images(plots, "roles", "accuracy")
+    expected = expectations_table(section)
+    if expected:
+        parts += ["### Expected and found", expectations_sentence(section), expected]
     if section.measured:
         parts += ["### Roles at the peak (MiB)", sentences.role_sentence(section), tables.role_table(section)]
         parts.append(provenance.sum_check(section))

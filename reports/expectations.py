@@ -1,0 +1,143 @@
+"""What the field expects of these methods, each statement held against the section's own numbers.
+
+A statement that does not hold is printed like one that does: it is a finding, or a fault, and the reader decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from reports.cells import Cell, Section
+from reports.tables import markdown_table
+from reports.units import Statistic, mib
+
+SHARE_MARGIN = 0.05
+"""How far, as a fraction, an accuracy may lie from one task's share and still be about it."""
+
+Found = tuple[str, bool]
+"""The numbers as text, and whether they are as expected."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """An expectation of some methods. check: their cells -> what was found, None where something is not measured."""
+
+    text: str
+    methods: tuple[str, ...]
+    check: Callable[..., Found | None]
+
+
+def expectations_table(section: Section) -> str:
+    """Return one row per statement that the section can tell about; empty when there is none."""
+    rows = [[text, found, "holds" if holds else "**does not hold**"] for text, found, holds in _findings(section)]
+    return markdown_table(["expected", "found", ""], rows, left=3)
+
+
+def expectations_sentence(section: Section) -> str:
+    """Say how many of the statements hold."""
+    outcomes = [holds for _, _, holds in _findings(section)]
+    return f"Of {len(outcomes)} expectations {sum(outcomes)} hold on these numbers." if outcomes else ""
+
+
+def _findings(section: Section) -> Iterator[tuple[str, str, bool]]:
+    by_method: dict[str, list[Cell]] = {}
+    for cell in section.cells:
+        by_method.setdefault(cell.method, []).append(cell)
+    single = {method: cells[0] for method, cells in by_method.items() if len(cells) == 1}
+    for statement in STATEMENTS:
+        if all(method in single for method in statement.methods):
+            found = statement.check(*(single[method] for method in statement.methods))
+            if found is not None:
+                yield statement.text, *found
+    if "joint" in single:
+        for scenario, name in (("class_il", "class-IL"), ("task_il", "task-IL")):
+            found = _best(single["joint"], section, f"{scenario}_accuracy")
+            if found is not None:
+                yield f"joint has the highest accuracy, {name}", *found
+
+
+def _best(joint: Cell, section: Section, metric: str) -> Found | None:
+    own = joint.metric(metric)
+    others = [(value, cell) for cell in section.cells if cell is not joint and (value := cell.metric(metric))]
+    if own is None or not others:
+        return None
+    best, cell = max(others, key=lambda other: other[0].mean)
+    return f"{own.percent()} %, next {cell.label} {best.percent()} %", own.mean > best.mean
+
+
+def _compared(metric: str, expected: Callable[[Statistic, Statistic], bool]) -> Callable[[Cell, Cell], Found | None]:
+    def check(one: Cell, other: Cell) -> Found | None:
+        first, second = one.metric(metric), other.metric(metric)
+        if first is None or second is None:
+            return None
+        return f"{first.percent()} % and {second.percent()} %", expected(first, second)
+
+    return check
+
+
+def _clearly_above(one: Statistic, other: Statistic) -> bool:
+    return one.mean - other.mean > (one.deviation or 0.0) + (other.deviation or 0.0)
+
+
+def _one_tasks_share(cell: Cell) -> Found | None:
+    accuracy = cell.metric("class_il_accuracy")
+    if accuracy is None:
+        return None
+    matrix = next(run.accuracy.class_il for run in cell.accuracy if run.accuracy and run.accuracy.class_il)
+    share = 1 / len(matrix[0])
+    return f"{accuracy.percent()} %, the share is {100 * share:.0f} %", abs(accuracy.mean - share) <= SHARE_MARGIN
+
+
+def _forgets_nothing(cell: Cell) -> Found | None:
+    lost = [run.metrics.get("task_il_forgetting_first") for run in cell.accuracy]
+    known = [value for value in lost if value is not None]
+    if not known:
+        return None
+    return f"{Statistic.of(known).percent()} %", not any(known)  # type: ignore[union-attr]
+
+
+def _falling_peaks(*cells: Cell) -> Found | None:
+    peaks = [cell.later_peak_bytes for cell in cells]
+    known = [peak for peak in peaks if peak is not None]
+    if len(known) < len(peaks):
+        return None
+    return f"{', '.join(mib(peak) for peak in known)} MiB", known == sorted(set(known), reverse=True)
+
+
+def _sgd_and_buffer(fdr: Cell, sgd: Cell) -> Found | None:
+    if fdr.memory is None or fdr.memory.footprint is None or sgd.tensor_peak_bytes is None:
+        return None
+    difference = (fdr.tensor_peak_bytes or 0) - sgd.tensor_peak_bytes
+    held = fdr.memory.footprint.at_peak["replay"]
+    return f"{difference:,} B more, of which {held:,} B replay", difference == held
+
+
+STATEMENTS = (
+    Statement("derpp holds more than er, er more than sgd", ("derpp", "er", "sgd"), _falling_peaks),
+    Statement("sgd holds more than lightcl with its trunk frozen", ("sgd", "lightcl"), _falling_peaks),
+    Statement("lightcl's regulariser costs memory: more than tail-sgd", ("lightcl", "tail-sgd"), _falling_peaks),
+    Statement("masks cost memory: lightcl-sparse more than lightcl", ("lightcl-sparse", "lightcl"), _falling_peaks),
+    Statement("masks cost memory: sparcl-er more than er", ("sparcl-er", "er"), _falling_peaks),
+    Statement("fdr's peak is sgd's plus its buffer", ("fdr", "sgd"), _sgd_and_buffer),
+    Statement("sgd's class-IL accuracy is about one task's share (5 points)", ("sgd",), _one_tasks_share),
+    Statement(
+        "er clearly above sgd, class-IL (by more than both deviations)",
+        ("er", "sgd"),
+        _compared("class_il_accuracy", _clearly_above),
+    ),
+    Statement(
+        "derpp clearly above sgd, class-IL (by more than both deviations)",
+        ("derpp", "sgd"),
+        _compared("class_il_accuracy", _clearly_above),
+    ),
+    Statement(
+        "ewc above sgd, task-IL", ("ewc", "sgd"), _compared("task_il_accuracy", lambda ewc, sgd: ewc.mean > sgd.mean)
+    ),
+    Statement("pnn forgets nothing at all, task-IL", ("pnn",), _forgets_nothing),
+    Statement(
+        "lightcl forgets less than tail-sgd, task-IL",
+        ("lightcl", "tail-sgd"),
+        _compared("task_il_forgetting_max_previous", lambda lightcl, tail: lightcl.mean < tail.mean),
+    ),
+)

@@ -1,0 +1,69 @@
+"""Statements about methods are held against the numbers, and say so when they do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.results import RunResult
+from reports.cells import sections
+from reports.expectations import expectations_sentence, expectations_table
+
+MakeRun = Callable[..., RunResult]
+
+
+def outcomes(runs: list[RunResult]) -> dict[str, str]:
+    """Return {statement: outcome} as the report shows them."""
+    (section,) = sections(runs)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in expectations_table(section).splitlines()]
+    return {row[0]: row[2] for row in rows[2:]}
+
+
+def matrix(*last: float) -> list[list[float | None]]:
+    """Return a matrix of two tasks that ends with these accuracies, from .95 on the first."""
+    return [[0.95, 0.0], list(last)]
+
+
+@pytest.mark.parametrize(("er", "outcome"), [(0.9, "holds"), (0.11, "**does not hold**")])
+def test_replay_must_be_clearly_above_plain_training(accuracy_run: MakeRun, er: float, outcome: str) -> None:
+    runs = [accuracy_run("sgd", seed, matrix(0.1 * seed, 0.9), matrix(0.5, 0.9)) for seed in (0, 1)]
+    runs += [accuracy_run("er", seed, matrix(er, 0.9), matrix(0.5, 0.9)) for seed in (0, 1)]
+    assert outcomes(runs)["er clearly above sgd, class-IL (by more than both deviations)"] == outcome
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(0.9, "holds"), (0.8, "**does not hold**")])
+def test_a_network_of_columns_must_forget_nothing(accuracy_run: MakeRun, last: float, outcome: str) -> None:
+    runs = [accuracy_run("pnn", 0, None, [[0.9, 0.5], [last, 0.95]])]
+    assert outcomes(runs) == {"pnn forgets nothing at all, task-IL": outcome}
+
+
+@pytest.mark.parametrize(("joint", "outcome"), [(0.93, "holds"), (0.6, "**does not hold**")])
+def test_joint_training_must_be_the_best(accuracy_run: MakeRun, joint: float, outcome: str) -> None:
+    runs = [
+        accuracy_run("joint", 0, [[joint, joint]], [[joint, joint]], fingerprint="a", joint=True),
+        accuracy_run("er", 0, matrix(0.8, 0.9), matrix(0.8, 0.9)),
+    ]
+    expected = {f"joint has the highest accuracy, {name}": outcome for name in ("class-IL", "task-IL")}
+    assert outcomes(runs) == expected
+
+
+@pytest.mark.parametrize(("replay", "outcome"), [(0.5, "holds"), (0.25, "**does not hold**")])
+def test_the_peak_of_fdr_is_that_of_sgd_and_its_buffer(memory_run: MakeRun, replay: float, outcome: str) -> None:
+    runs = [memory_run("sgd", {"input": 1.0}), memory_run("fdr", {"input": 1.25 - replay + 0.25, "replay": replay})]
+    assert outcomes(runs) == {"fdr's peak is sgd's plus its buffer": outcome}
+
+
+@pytest.mark.parametrize(("er", "outcome"), [(2.0, "holds"), (3.0, "**does not hold**")])
+def test_peaks_must_fall_in_the_order_that_is_expected(memory_run: MakeRun, er: float, outcome: str) -> None:
+    runs = [memory_run(name, {"input": size}) for name, size in (("derpp", 3.0), ("er", er), ("sgd", 1.0))]
+    assert outcomes(runs) == {"derpp holds more than er, er more than sgd": outcome}
+
+
+def test_nothing_is_said_of_methods_that_are_absent_or_there_twice(memory_run: MakeRun) -> None:
+    runs = [memory_run("er", {"input": 1.0}), memory_run("sparcl-er", {"input": 2.0})]
+    twice = memory_run("sparcl-er", {"input": 3.0}, config={"sparsity": 0.5})
+    assert set(outcomes(runs).values()) == {"holds"}
+    assert outcomes([*runs, twice]) == {}
+    assert expectations_sentence(*sections([*runs, twice])) == ""
+    assert expectations_sentence(*sections(runs)) == "Of 1 expectations 1 hold on these numbers."
