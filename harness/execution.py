@@ -69,6 +69,11 @@ class Execution:
         self.adjusts = next(hooks) != next(hooks)
         self._take_network()
 
+    def _follow_method(self) -> None:
+        """Take the method's network where it has put another one in its place."""
+        if self.network is not self.method.network:
+            self._take_network()
+
     def _take_network(self) -> None:
         """Make the optimizer of the method's present network: plain SGD, per-parameter updates."""
         self.network = self.method.network
@@ -81,8 +86,7 @@ class Execution:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another process's execution, once the method has its own."""
-        if self.network is not self.method.network:
-            self._take_network()
+        self._follow_method()
         self.optimizer.load_state_dict(state["optimizer"])
 
     def describe(self) -> dict[str, object]:
@@ -94,8 +98,7 @@ class Execution:
 
         Raises ClmemError when the method yields no terms.
         """
-        if self.network is not self.method.network:
-            self._take_network()
+        self._follow_method()
         outputs: list[Outputs] = []
         loss: Tensor | None = None
         for terms in self.method.terms(batch):
@@ -164,7 +167,8 @@ class Execution:
 
     def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
         """Run one term forward and backward without a step; see `methods.base.Executor`."""
-        network = self.method.network
+        self._follow_method()
+        network = self.network
         self._set_modes(network, training=bn == "train")
         with _running_statistics_untouched(network):
             loss, _ = self._term(term)

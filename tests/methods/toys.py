@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -66,6 +68,17 @@ def two_layers(seed: int = 0) -> TwoLayers:
     return network
 
 
+def another(network: Network, number: int) -> Network:
+    """Return a network of the same shape whose weights depend on the number alone."""
+    fresh = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        for module in fresh.modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+                module.reset_parameters()
+    return fresh
+
+
 def normalise(raw: Tensor, rng: np.random.Generator | None = None) -> Tensor:
     """Augment without chance: what a replayed image becomes, so that a test can predict it."""
     return raw.to(torch.float32) / 128 - 1
@@ -99,7 +112,7 @@ def make_setting(network: Network, **changes: Any) -> Setting:
         "device": "cpu",
         "rng": np.random.default_rng(0),
         "augment": normalise,
-        "new_network": two_layers,
+        "new_network": partial(another, network),
     }
     return Setting(**{**values, **changes})
 
