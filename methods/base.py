@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -226,7 +227,7 @@ class Method:
         """Consolidate (Fisher, importance, exemplars ...)."""
 
     def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
-        """Return logits [n, all classes] for float32 images, in eval mode and, unless a method measures it, no graph."""
+        """Return logits [n, all classes] of float32 images in eval mode; with a graph only where that is measured."""
         return self.setting.executor.forward(images).logits
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
@@ -252,3 +253,15 @@ class Method:
         if self.config.head == "class_il":
             return F.cross_entropy(outputs.logits, labels)
         return F.cross_entropy(outputs.logits[:, classes.start : classes.stop], labels - classes.start)
+
+    def cross_entropy_of_both(self, outputs: Outputs, labels: Tensor, replayed: Tensor, classes: range) -> Tensor:
+        """Mean cross-entropy of one forward on a batch and replayed samples behind it.
+
+        labels: int64 [b], of the current task, compared as in `cross_entropy`. replayed: int64 [m], compared over all
+        classes.
+        """
+        if self.config.head == "class_il":
+            return F.cross_entropy(outputs.logits, torch.cat([labels, replayed]))
+        current, old = outputs.logits[: len(labels)], outputs.logits[len(labels) :]
+        total = len(labels) * self.cross_entropy(Outputs(current), labels, classes)
+        return (total + len(replayed) * F.cross_entropy(old, replayed)) / len(outputs.logits)

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -51,16 +50,8 @@ class ER(Method):
             return [[Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]]
         replayed = self.buffer.draw(self.setting.replay_size)
         images = torch.cat([batch.images, replayed.images])
-        loss = partial(self.loss, classes=batch.classes)
+        loss = partial(self.cross_entropy_of_both, classes=batch.classes)
         return [[Term(images, loss, (batch.labels, replayed.labels))]]
-
-    def loss(self, outputs: Outputs, labels: Tensor, replayed: Tensor, classes: range) -> Tensor:
-        """Mean cross-entropy over both parts: labels int64 [b] of the current task, replayed int64 [m] of any."""
-        if self.config.head == "class_il":
-            return F.cross_entropy(outputs.logits, torch.cat([labels, replayed]))
-        current, old = outputs.logits[: len(labels)], outputs.logits[len(labels) :]
-        total = len(labels) * self.cross_entropy(Outputs(current), labels, classes)
-        return (total + len(replayed) * F.cross_entropy(old, replayed)) / len(outputs.logits)
 
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Offer the batch to the reservoir."""

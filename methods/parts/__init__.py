@@ -1,1 +1,1 @@
-"""Pieces that several algorithms share: buffers of past samples, trunks that freeze, columns, masks, pruned channels."""
+"""Pieces that several algorithms share: buffers of past samples, frozen trunks, columns, masks, pruned channels."""

@@ -1,0 +1,200 @@
+"""Sparse training of SparCL: task-aware dynamic masks over weights (TDM), dynamic masks over gradients (DGM).
+
+Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022.
+
+    start        open the (1 - s) largest |w| of every masked layer
+    TDM          I = |w| + alpha |g|: close the least important open weights down to the lower bound, then open closed
+                 weights by chance, with value 0, up to the upper bound; w <- M_w w
+    DGM          M_g = the largest |g| among open weights, `gradient_keep` of the layer's elements; kept for 30 batches
+    every step   g <- M_g g
+
+Masked are the 3x3 convolutions whose name starts with `layer` (sixteen in ResNet-18); stem, shortcuts and head stay
+dense. Bounds, as the sparsity after closing and after opening, over the tenths of a task's steps (released: update k at
+epoch 5k of 50), given for s = .75 and taken over for every s:
+
+    k = 0: (s, s - .01)        k = 1 ... 8: (s + .01, s)        k = 9: (s, s)
+
+M_g is a subset of M_w at all times, so a closed weight has no gradient and plain SGD leaves its 0 alone: w <- M_w w is
+needed at an update only. Both masks are additional memory; the weights and gradients that they zero stay dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from methods.base import Method, Setting
+from methods.parts.bit_mask import MASKS, Mask, MaskKind
+
+UPDATES = 10
+"""Times in a task that weight masks move."""
+
+
+class SparseConfig(Method.Config):
+    """Hyper-parameters that the SparCL methods share; defaults of the released code unless noted."""
+
+    lr: float = Field(0.03, gt=0, description="SGD learning rate (released code)")
+    head: Literal["class_il", "task_il"] = Field(
+        "task_il", description="cross-entropy over the current task's slice (released code), or over all classes"
+    )
+    sparsity: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="share of closed weights per masked layer (paper: .75, .90, .95; LightCL's Table 1)",
+    )
+    margin: float = Field(
+        0.01, ge=0, lt=1, description="how far the sparsity moves around its target (released at .75; ours at others)"
+    )
+    gradient_weight: float = Field(0.5, ge=0, description="alpha, weight of |g| in the importance (released code)")
+    gradient_keep: float = Field(
+        0.2, gt=0, le=1, description="gradients kept per masked layer, as a share of its elements (released at .75)"
+    )
+    gradient_mask_every: int = Field(30, ge=1, description="batches for which a gradient mask is kept (released code)")
+    removal_share: float = Field(
+        0.3, ge=0, lt=1, description="samples removed from a task, in four times (released code); 0 removes none"
+    )
+    masks: MaskKind = Field("bit", description="how masks are stored: 1 bit per weight (ours), or float32 (released)")
+
+
+def masked_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return {parameter name: weight} of the 3x3 convolutions in modules called `layer`, in the network's order."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith("layer")
+    }
+
+
+def open_count(elements: int, sparsity: float) -> int:
+    """Return how many of a layer's weights are open at a sparsity, which is taken into 0 ... 1."""
+    return elements - round(elements * min(max(sparsity, 0.0), 1.0))
+
+
+def update_at(step: int, total: int) -> int | None:
+    """Return the number 0 ... 9 of the update at `step` of a task of `total` steps, None if there is none.
+
+    Update k falls on step floor(k total / 10). Of several on one step only the last takes place.
+    """
+    return max((k for k in range(UPDATES) if k * total // UPDATES == step), default=None)
+
+
+def bounds(update: int, sparsity: float, margin: float) -> tuple[float, float]:
+    """Return the sparsity after closing and the sparsity after opening of an update."""
+    if update == 0:
+        return sparsity, sparsity - margin
+    return (sparsity, sparsity) if update == UPDATES - 1 else (sparsity + margin, sparsity)
+
+
+def analytic_bytes_if_stored_sparse(network: nn.Module, sparsity: float) -> int:
+    """Return what the weights WOULD take if closed ones were not stored: an analytic number, nothing measures it.
+
+    A masked layer counts 4 B per open weight and 1 bit per element to say which they are; all else is dense float32.
+    No run of this code holds so little: weights, gradients and what autograd saves are dense.
+    """
+    masked = masked_weights(network).values()
+    sparse = sum(4 * open_count(weight.numel(), sparsity) + -(-weight.numel() // 8) for weight in masked)
+    return sparse + 4 * (sum(p.numel() for p in network.parameters()) - sum(weight.numel() for weight in masked))
+
+
+class SparseTraining:
+    """The two masks of every masked layer, and when they change. Making it prunes the network given.
+
+    Layers may be adjusted in any order, as a step that updates weights during the backward does: each draws from a
+    generator of its own, made from a seed that the method's generator gives once per update.
+    """
+
+    def __init__(self, setting: Setting, config: SparseConfig) -> None:
+        self.setting, self.config = setting, config
+        self.weights: dict[str, Mask] = {}
+        self.gradients: dict[str, Mask] = {}
+        self.bounds: tuple[float, float] | None = None
+        self.seed = 0
+        self.refresh = False
+        for name, parameter in masked_weights(setting.network).items():
+            weight = parameter.detach().view(-1)
+            kept = weight.abs().topk(open_count(len(weight), config.sparsity), sorted=False).indices
+            open_ = torch.zeros_like(weight, dtype=torch.bool).index_fill_(0, kept, True)
+            self.weights[name], self.gradients[name] = (MASKS[config.masks](open_) for _ in range(2))
+            self.weights[name].multiply(weight)
+        if not self.weights:
+            raise ValueError(
+                "the network has no 3x3 convolution in a module called layer..., so there is nothing to mask"
+            )
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Decide what `step` of a task of `total` steps changes."""
+        update = update_at(step, total)
+        self.bounds = None if update is None else bounds(update, self.config.sparsity, self.config.margin)
+        self.seed = 0 if update is None else int(self.setting.rng.integers(2**63))
+        self.refresh = step % self.config.gradient_mask_every == 0
+
+    def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        """Move the masks that are due to move, then mask the gradient; a dense parameter is left alone."""
+        if name not in self.weights or parameter.grad is None:
+            return
+        weight, gradient = parameter.detach().view(-1), parameter.grad.view(-1)
+        if self.bounds is not None:
+            self._move_weight_mask(name, weight, gradient, *self.bounds)
+        if self.refresh:
+            self._renew_gradient_mask(name, gradient)
+        self.gradients[name].multiply(gradient)
+
+    def _move_weight_mask(self, name: str, weight: Tensor, gradient: Tensor, lower: float, upper: float) -> None:
+        mask, moving = self.weights[name], self.gradients[name]
+        open_ = mask.read()
+        close_least_important(open_, weight, gradient, open_count(len(weight), lower), self.config.gradient_weight)
+        mask.write(open_)
+        mask.multiply(weight)  # before any is opened again: those begin at 0
+        if not self.refresh:
+            moving.write(moving.read() & open_)
+        rng = np.random.default_rng([self.seed, list(self.weights).index(name)])
+        open_by_chance(open_, open_count(len(weight), upper), rng)
+        mask.write(open_)
+
+    def _renew_gradient_mask(self, name: str, gradient: Tensor) -> None:
+        candidates = self.weights[name].read().nonzero().squeeze(1)
+        keep = round(self.config.gradient_keep * len(gradient))
+        if len(candidates) > keep:
+            candidates = candidates[gradient[candidates].abs_().topk(keep, sorted=False).indices]
+        open_ = torch.zeros_like(gradient, dtype=torch.bool).index_fill_(0, candidates, True)
+        self.gradients[name].write(open_)
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Return everything stored, for `memory_roles`."""
+        return [mask.stored for masks in (self.weights, self.gradients) for mask in masks.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the masks, for a checkpoint between two steps."""
+        return {"stored": list(self.tensors())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the masks of another process; the weights are the network's affair."""
+        for own, other in zip(self.tensors(), state["stored"], strict=True):
+            own.copy_(other)
+
+
+def close_least_important(open_: Tensor, weight: Tensor, gradient: Tensor, keep: int, gradient_weight: float) -> None:
+    """Close open weights with the smallest I = |w| + gradient_weight |g| until `keep` are left; all flat, in place.
+
+    Only what is open is looked at and copied, a tenth of a layer at a sparsity of .9. Closed weights do not compete:
+    they come back by chance alone.
+    """
+    candidates = open_.nonzero().squeeze(1)
+    importance = weight[candidates].abs_().add_(gradient[candidates].abs_(), alpha=gradient_weight)
+    least = importance.topk(len(candidates) - keep, largest=False, sorted=False).indices
+    open_.index_fill_(0, candidates[least], False)
+
+
+def open_by_chance(open_: Tensor, wanted: int, rng: np.random.Generator) -> None:
+    """Open closed elements, each with the same chance, until `wanted` are open; bool [n], in place."""
+    ranks = (~open_).cumsum(0, dtype=torch.int32)  # 4 bytes per element; the closed ones' positions would take 8
+    closed = int(ranks[-1])
+    chosen = rng.choice(closed, wanted - (len(open_) - closed), replace=False, shuffle=False)
+    numbers = torch.from_numpy(chosen.astype(np.int32) + 1).to(open_.device)
+    open_.index_fill_(0, torch.searchsorted(ranks, numbers), True)
