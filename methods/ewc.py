@@ -29,8 +29,8 @@ Differs from the paper / the released code in:
 - the N samples are those of the task's first epoch, augmented as they came; `fisher_samples` takes only the first.
 
 Tuned values (mammoth's): lr .03, gamma 1; lambda 10 on CIFAR-10, 25 on TinyImageNet. Its 90 on MNIST diverges here: a
-step is stable while lr lambda max F < 1, and our F is several times mammoth's (measured on Fashion-MNIST, width 16, after
-20 steps: largest entry .79; .25 in train mode, .12 weighted as well). On Fashion-MNIST lambda is 1.
+step is stable while lr lambda max F < 1, and our F is several times mammoth's (Fashion-MNIST, width 16, 20 steps: its
+largest entry is .79; .25 in train mode, .12 weighted as well). On Fashion-MNIST lambda is 1.
 """
 
 from __future__ import annotations
