@@ -255,7 +255,7 @@ def _list_methods() -> dict[str, str]:
         cls = method_class(name)
         entries[name] = (cls.__doc__ or "").strip().splitlines()[0]
         for preset, values in cls.presets.items():
-            entries[f"{name}@{preset}"] = ", ".join(f"{key}={value}" for key, value in values.items())
+            entries[f"{name}@{preset}"] = f"{name} with its own {', '.join(values)}"
     return entries
 
 

@@ -40,7 +40,7 @@ from methods.parts.task_buffer import TaskBuffer
 
 
 class FDR(Method):
-    """Learn the batch, then go back towards what the network used to say of replayed samples."""
+    """Learn the batch, then go back to what the network used to say of replayed samples."""
 
     name = "fdr"
     uses_buffer = True

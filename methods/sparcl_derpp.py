@@ -32,7 +32,7 @@ from methods.parts.sparse_training import SparseConfig, SparseTraining
 
 
 class SparCLDERpp(Method):
-    """Learn what is left of the batch, the logits of replayed samples and the labels of others, under masks."""
+    """Learn what is left of the batch, and replayed logits and labels, under masks."""
 
     name = "sparcl-derpp"
     uses_buffer = True

@@ -36,7 +36,9 @@ def test_step_time_relative_to_sgd(benchmark: Any) -> None:
     suite = load_suite(Path(__file__).parents[1] / "suites" / "table1.toml")
     runs = {spec.method: past_task_0(spec) for spec in suite.specs() if spec.measure == "memory"}
     frozen = {name for name, (run, _) in runs.items() if run.method.trunk is not None}
-    assert frozen >= {"tail-sgd", "tail-er", "head-only", "lightcl", "lightcl-sparse"}, "task 1 would time what they do only in task 0"
+    assert frozen >= {"tail-sgd", "tail-er", "head-only", "lightcl", "lightcl-sparse"}, (
+        "task 1 would time what they do only in task 0"
+    )
     seconds: dict[str, list[float]] = {name: [] for name in runs}
 
     def one_round() -> None:
