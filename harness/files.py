@@ -43,7 +43,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UsageError for one that cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return values
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
