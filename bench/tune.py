@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from tabulate import tabulate
-from typing_extensions import Self
 
 from bench.progress import Bars
 from harness.errors import UsageError
@@ -36,7 +35,7 @@ class Search(Conditions):
     grid: dict[str, dict[str, list[Scalar]]]
 
     @model_validator(mode="after")
-    def _equal_budgets(self) -> Self:
+    def _equal_budgets(self) -> Search:
         for method, values in self.grid.items():
             candidates = prod(len(choices) for choices in values.values())
             if candidates != self.budget:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.build import Run
+from harness.environment import code_digest
 from harness.errors import ClmemError
 from harness.files import replacing
 from harness.memory.process import high_water_bytes
@@ -47,14 +48,14 @@ class Course:
 class Checkpoint:
     """The file of one run. It is only ever replaced whole.
 
-    key: what must be equal for a checkpoint to be of use (the run, the code, torch); another's is ignored.
+    key: what must be equal for a checkpoint to be of use, beside the code and torch; another's is ignored.
     every_s: seconds between two savings. resumed_at: steps after which the run went on in a new process.
     process_peak_bytes: the highest resident memory of the processes before this one.
     """
 
     def __init__(self, path: Path, key: Mapping[str, str], every_s: float = 30.0) -> None:
         self.path = path
-        self.key = {"schema": str(SCHEMA), **key}
+        self.key = {"schema": str(SCHEMA), "code": code_digest(), "torch": str(torch.__version__), **key}
         self.every_s = every_s
         self.resumed_at: list[int] = []
         self.process_peak_bytes = 0

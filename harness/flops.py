@@ -16,6 +16,9 @@ from harness.build import Run, build
 from harness.execution import Unwatched
 from harness.spec import RunSpec, Sources
 
+READ_A_VALUE = (NotImplementedError, RuntimeError, TypeError)
+"""How torch refuses to read a value of a tensor that has none."""
+
 
 def count_flops(spec: RunSpec, sources: Sources, visited: Sequence[int], trained: Run) -> int:
     """Return the operations of one step, forward and backward, at the start of the last of the visited tasks.
@@ -33,11 +36,7 @@ def count_flops(spec: RunSpec, sources: Sources, visited: Sequence[int], trained
                 run.execution.learn(task.batch(0, step))
             run.method.after_task(task)
         return _one_step(run, len(visited) - 1)
-    except (
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    ):  # each is how torch refuses to read a value that is not there
+    except READ_A_VALUE:
         return _one_step(trained, len(visited) - 1)
 
 

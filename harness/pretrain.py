@@ -47,17 +47,14 @@ def pretrain(
     if stream is None:
         prepare(spec.stream, sources.data_root)
     run = build(spec, Unwatched(), sources, stream)
-    here = environment()
-    code = {name: str(here.get(name)) for name in ("clmem", "commit", "torch")}
-    key = {"run": spec.run_id, "data": run.stream.data_digest, **code}
     file = out.with_name(f".{out.name}.checkpoint")
-    checkpoint = Checkpoint(file, key, every_s)
+    checkpoint = Checkpoint(file, {"run": spec.run_id, "data": run.stream.data_digest}, every_s)
     task, progress = run.stream.train_task(0), Progress()
     total = task.epochs * task.steps_per_epoch
     accuracy = train(run, Schedule(), Unwatched(), progress, lambda now: report(now, total), checkpoint)
     right = _mean(accuracy.class_il) if run.stream.has_data else None
     about = {
-        "clmem": code["clmem"],
+        "clmem": str(environment()["clmem"]),
         "trained_on": run.stream.name,
         "data_digest": run.stream.data_digest,
         "network": f"{spec.network} of width {spec.width}",

@@ -29,11 +29,6 @@ def method_names() -> list[str]:
     return sorted(own | {entry.name for entry in entry_points(group=GROUP)})
 
 
-def preset_names() -> list[str]:
-    """Return `method@preset` for every preset of every known method, sorted. Imports all methods."""
-    return sorted(f"{name}@{preset}" for name in method_names() for preset in method_class(name).presets)
-
-
 def method_class(name: str) -> type[Method]:
     """Return the class of a method; `name` may carry a preset. Raises UsageError for what is not known."""
     name, at, preset = name.partition("@")

@@ -131,7 +131,7 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.peak_includes_imports = not reset_high_water()
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
-    checkpoint = _checkpoint(job, outcome) if full else None
+    checkpoint = Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id}) if job.checkpoint else None
     try:
         run = _build(job, outcome, Unwatched())
         reset_high_water()  # reading pretrained weights holds them twice, which is no phase of the method
@@ -145,13 +145,6 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.fingerprint = run.stream.fingerprint
     if full and run.stream.has_data:
         outcome.accuracy = accuracy
-
-
-def _checkpoint(job: Job, outcome: Outcome) -> Checkpoint | None:
-    if job.checkpoint is None:
-        return None
-    code = {name: str(outcome.environment.get(name)) for name in ("clmem", "commit", "torch")}
-    return Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id, **code})
 
 
 def _undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:

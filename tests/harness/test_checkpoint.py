@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness import checkpoint as checkpoint_module
 from harness.build import Run, build
 from harness.checkpoint import Checkpoint
 from harness.errors import ClmemError
@@ -96,11 +97,15 @@ def stopped(tmp_path: Path, name: str = "er") -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", ["another key", "half a file", "no file"])
-def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["another key", "other code", "half a file", "no file"])
+def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, key = stopped(tmp_path), KEY
     if damage == "another key":
         key = {"run": "another"}
+    elif damage == "other code":
+        monkeypatch.setattr(checkpoint_module, "code_digest", lambda: "0123")
     elif damage == "half a file":
         path.write_bytes(path.read_bytes()[:1000])
     else:
@@ -117,8 +122,9 @@ def test_a_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "executed",))
 
-    torch.save({"key": {"schema": "1", **KEY}, "method": Malicious()}, tmp_path / "checkpoint")
-    assert Checkpoint(tmp_path / "checkpoint", KEY).restore(fresh("sgd")).steps == 0
+    checkpoint = Checkpoint(tmp_path / "checkpoint", KEY)
+    torch.save({"key": checkpoint.key, "method": Malicious()}, tmp_path / "checkpoint")
+    assert checkpoint.restore(fresh("sgd")).steps == 0
     assert not (tmp_path / "executed").exists()
 
 

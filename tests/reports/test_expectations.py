@@ -66,4 +66,15 @@ def test_nothing_is_said_of_methods_that_are_absent_or_there_twice(memory_run: M
     assert set(outcomes(runs).values()) == {"holds"}
     assert outcomes([*runs, twice]) == {}
     assert expectations_sentence(*sections([*runs, twice])) == ""
-    assert expectations_sentence(*sections(runs)) == "Of 1 expectations 1 hold on these numbers."
+    assert expectations_sentence(*sections(runs)) == "Holding on these numbers: 1 of 1 expectation."
+
+
+def test_one_seed_does_not_make_it_clear(accuracy_run: MakeRun) -> None:
+    runs = [accuracy_run(name, 0, matrix(old, 0.9), matrix(0.5, 0.9)) for name, old in (("sgd", 0.1), ("er", 0.9))]
+    assert not any(statement.startswith("er clearly") for statement in outcomes(runs))
+
+
+def test_peaks_that_look_equal_in_mib_are_shown_in_bytes(memory_run: MakeRun) -> None:
+    runs = [memory_run("er", {"input": 1.0}), memory_run("sparcl-er", {"input": 1.0, "method_state": 0.001})]
+    (section,) = sections(runs)
+    assert "1,049,624, 1,048,576 B" in expectations_table(section)
