@@ -61,17 +61,7 @@ class DERpp(Method):
         learn = Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))
         if min(len(self.buffer), self.setting.replay_size) == 0:
             return [[learn]]
-        x, _, z = self.buffer.draw(self.setting.replay_size)
-        other, y, _ = self.buffer.draw(self.setting.replay_size)
-        return [[learn, Term(x, self.match_logits, (z,)), Term(other, self.match_labels, (y,))]]
-
-    def match_logits(self, outputs: Outputs, z: Tensor) -> Tensor:
-        """Alpha times the mean squared distance from the stored logits z [m, C]."""
-        return self.config.alpha * F.mse_loss(outputs.logits, z)
-
-    def match_labels(self, outputs: Outputs, y: Tensor) -> Tensor:
-        """Beta times the cross-entropy, over all classes, with the stored labels y [m]."""
-        return self.config.beta * F.cross_entropy(outputs.logits, y)
+        return [[learn, *dark_replay(self.buffer, self.setting.replay_size, self.config.alpha, self.config.beta)]]
 
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Offer the batch, with the logits that the step itself computed, to the reservoir."""
@@ -80,3 +70,18 @@ class DERpp(Method):
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
         """The buffer's slots."""
         return {"replay": self.buffer.tensors()}
+
+
+def dark_replay(buffer: Reservoir, count: int, alpha: float, beta: float) -> list[Term]:
+    """Return the two terms on `count` replayed samples each: alpha MSE to stored logits, beta CE with stored labels."""
+    x, _, z = buffer.draw(count)
+    other, y, _ = buffer.draw(count)
+    return [Term(x, partial(_match_logits, alpha), (z,)), Term(other, partial(_match_labels, beta), (y,))]
+
+
+def _match_logits(alpha: float, outputs: Outputs, z: Tensor) -> Tensor:
+    return alpha * F.mse_loss(outputs.logits, z)
+
+
+def _match_labels(beta: float, outputs: Outputs, y: Tensor) -> Tensor:
+    return beta * F.cross_entropy(outputs.logits, y)

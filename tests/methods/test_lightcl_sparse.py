@@ -16,14 +16,17 @@ from harness.networks import ResNet18
 from methods.base import Batch, Method, Trunk
 from methods.lightcl_sparse import LightCLSparse
 from methods.parts.channels import Ranking, convolutions, kept_channels, pruned_weights, top_channels
-from tests.methods.test_one_step import assert_same, slice_loss, step_by_hand, tail
 from tests.methods.toys import (
     NUM_CLASSES,
     TwoLayers,
+    assert_same,
     make_batch,
     make_method,
     make_task,
     run_task,
+    slice_loss,
+    step_by_hand,
+    tail,
     two_layers,
 )
 

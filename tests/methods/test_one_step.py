@@ -11,32 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch
-from tests.methods.toys import TwoLayers, make_batch, make_method, make_task, normalise, two_layers
+from tests.methods.toys import (
+    TwoLayers,
+    assert_same,
+    make_batch,
+    make_method,
+    make_task,
+    normalise,
+    slice_loss,
+    step_by_hand,
+    tail,
+    two_layers,
+)
 
 BETA_LIGHTCL = 0.3  # large enough to be seen in 1e-6
-
-
-def step_by_hand(network: TwoLayers, lr: float, loss_of: Callable[[TwoLayers], Tensor]) -> float:
-    """Do theta <- theta - lr dL/dtheta and return L."""
-    loss = loss_of(network.train())
-    parameters = list(network.parameters())
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter -= lr * gradient
-    return float(loss.detach())
-
-
-def assert_same(network: TwoLayers, expected: TwoLayers) -> None:
-    """Compare weights and running statistics."""
-    for (name, tensor), other in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
-        torch.testing.assert_close(tensor, other, atol=1e-6, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def slice_loss(logits: Tensor, batch: Batch) -> Tensor:
-    start, stop = batch.classes.start, batch.classes.stop
-    return F.cross_entropy(logits[:, start:stop], batch.labels - start)
 
 
 @pytest.mark.parametrize("name", ["sgd", "joint"])
@@ -108,16 +96,6 @@ def test_derpp_draws_its_two_replay_batches_independently() -> None:
         execution.learn(make_batch(0, step))
     pairs = [next(iter(method.terms(make_batch(1)))) for _ in range(5)]
     assert any(not torch.equal(terms[1].images, terms[2].images) for terms in pairs)
-
-
-def tail(net: TwoLayers, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (features, logits) with the trunk in eval mode and without gradients."""
-    for module in (net.conv1, net.bn1):
-        module.eval()
-    with torch.no_grad():
-        x = net.relu(net.bn1(net.conv1(images)))
-    features = net.layer4(x)
-    return features, net.fc(features.mean((2, 3)))
 
 
 def test_tail_sgd_steps_with_the_tail_alone() -> None:

@@ -20,14 +20,13 @@ from harness.networks import ResNet18
 from harness.registry import method_config
 from harness.spec import RunSpec
 from methods.base import Batch, Outputs
+from methods.parts.sparcl import SparCL
 from methods.parts.sparse_training import (
     analytic_bytes_if_stored_sparse,
     masked_weights,
     open_count,
     update_at,
 )
-from methods.sparcl_derpp import SparCLDERpp
-from methods.sparcl_er import SparCLER
 from tests.methods.toys import (
     NUM_CLASSES,
     TwoLayers,
@@ -42,8 +41,6 @@ from tests.methods.toys import (
 NAMES = ["sparcl-er", "sparcl-derpp"]
 MASKED_ELEMENTS = 10_985_472
 """Weights of the sixteen 3x3 convolutions of layer1 ... layer4 at width 64."""
-
-SparCL = SparCLER | SparCLDERpp
 
 
 def sparcl(

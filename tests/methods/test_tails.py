@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from harness.networks import ResNet18
 from methods.base import Trunk
 from methods.head_only import HeadOnly
-from tests.methods.test_one_step import assert_same, slice_loss, step_by_hand, tail
 from tests.methods.toys import (
     TwoLayers,
+    assert_same,
     declared,
     make_batch,
     make_method,
     make_task,
     normalise,
     run_task,
+    slice_loss,
+    step_by_hand,
+    tail,
     two_layers,
 )
 

@@ -1,14 +1,16 @@
-"""Small things the method tests share: a two-layer network, hand-made batches and tasks, a method ready to learn."""
+"""What the method tests share: a two-layer network, hand-made batches and tasks, a method ready to learn, and the same
+step written out by hand."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.execution import Execution, Unwatched
@@ -145,3 +147,37 @@ def run_task(method: Method, execution: Execution, index: int, **shape: int) -> 
 def declared(method: Method) -> dict[str, int]:
     """Return the declared bytes by role."""
     return {role: sum(t.untyped_storage().nbytes() for t in tensors) for role, tensors in method.memory_roles().items()}
+
+
+def step_by_hand(network: TwoLayers, lr: float, loss_of: Callable[[TwoLayers], Tensor]) -> float:
+    """Do theta <- theta - lr dL/dtheta and return L."""
+    loss = loss_of(network.train())
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter -= lr * gradient
+    return float(loss.detach())
+
+
+def assert_same(network: TwoLayers, expected: TwoLayers) -> None:
+    """Compare weights and running statistics."""
+    for (name, tensor), other in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, other, atol=1e-6, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def slice_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy over the logits of the batch's task."""
+    start, stop = batch.classes.start, batch.classes.stop
+    return F.cross_entropy(logits[:, start:stop], batch.labels - start)
+
+
+def tail(net: TwoLayers, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (features, logits) with the trunk in eval mode and without gradients."""
+    for module in (net.conv1, net.bn1):
+        module.eval()
+    with torch.no_grad():
+        x = net.relu(net.bn1(net.conv1(images)))
+    features = net.layer4(x)
+    return features, net.fc(features.mean((2, 3)))
