@@ -1,0 +1,62 @@
+"""`clmem list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import typer
+
+from bench.options import SUITES, AsJson
+from harness.spec import TARGETS
+from harness.suite import load_suite
+
+
+def list_(
+    what: Annotated[
+        Literal["methods", "streams", "networks", "targets", "suites"], typer.Argument(help="What to list.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to choose from."""
+    entries = _LISTS[what]()
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    column = max(map(len, entries)) + 2
+    for name, description in entries.items():
+        print(f"{name:{column}}{description}".rstrip())
+
+
+def _list_methods() -> dict[str, str]:
+    from harness.registry import method_class, method_names
+
+    entries: dict[str, str] = {}
+    for name in method_names():
+        cls = method_class(name)
+        entries[name] = (cls.__doc__ or "").strip().splitlines()[0]
+        for preset, values in cls.presets.items():
+            entries[f"{name}@{preset}"] = f"{name} with its own {', '.join(values)}"
+    return entries
+
+
+def _list_streams() -> dict[str, str]:
+    from harness.streams import STREAMS
+
+    return dict(STREAMS)
+
+
+def _list_networks() -> dict[str, str]:
+    from harness.networks import NETWORKS
+
+    return NETWORKS
+
+
+_LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _list_methods,
+    "streams": _list_streams,
+    "networks": _list_networks,
+    "targets": lambda: TARGETS,
+    "suites": lambda: {file.stem: load_suite(file).title for file in sorted(SUITES.glob("*.toml"))},
+}

@@ -1,0 +1,85 @@
+"""`clmem measure`: the memory of one method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.options import (
+    AsJson,
+    BatchSize,
+    BufferSize,
+    DataRoot,
+    Jobs,
+    Network,
+    Settings,
+    Target,
+    Weights,
+    Width,
+    is_sound,
+    make_directory,
+    make_sources,
+    make_spec,
+    read_setting,
+)
+from bench.progress import Bars
+from harness.errors import ClmemError
+from harness.results import RunResult, save_result
+from harness.spec import weights_label
+from harness.suite import run_specs
+
+
+def measure(
+    method: Annotated[str, typer.Argument(help="Method; see `clmem list methods`.")],
+    stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
+    network: Network = "resnet18",
+    width: Width = 64,
+    weights: Weights = None,
+    target: Target = "cpu",
+    batch_size: BatchSize = 32,
+    buffer_size: BufferSize = 15,
+    replay_size: Annotated[
+        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Also save the result file into this directory.")] = None,
+    jobs: Jobs = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one method's memory: its peak, role by role, adding up to the byte."""
+    spec = make_spec(
+        method=method,
+        stream=stream,
+        network=network,
+        width=width,
+        weights=None if weights is None else weights_label(str(weights)),
+        target=target,
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        config=dict(read_setting(text) for text in settings or []),
+        measure="memory",
+    )
+    sources = make_sources(data_root, weights)
+    from harness.checks import check_spec
+
+    check_spec(spec, sources)
+    if out is not None:
+        make_directory(out)
+    results: list[RunResult] = []
+    with Bars(Console(stderr=True), 1, announce=False) as bars:
+        run_specs([spec], results.append, jobs=jobs, sources=sources, watcher=bars)
+    result = results[0]
+    if out is not None:
+        save_result(out, result)
+    if result.status != "ok":
+        raise ClmemError(f"{method} on {stream}: {result.status}: {result.reason}")
+    from reports.terminal import measure_json, measure_table
+
+    print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
+    raise typer.Exit(0 if is_sound(result) else 1)

@@ -1,0 +1,26 @@
+"""`clmem report`: result files into markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="A results directory.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
+) -> None:
+    """Write the markdown report of a results directory."""
+    print(write_and_show(directory, out))
+
+
+def write_and_show(directory: Path, out: Path | None) -> Path:
+    """Write the report of a directory, saying what is being drawn; return its path."""
+    from reports.markdown import write_report
+
+    console = Console(stderr=True)
+    with console.status("writing the report") as status:
+        return write_report(directory, out, progress=lambda caption: status.update(f"drawing: {caption}"))

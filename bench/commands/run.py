@@ -1,0 +1,122 @@
+"""`clmem run`: a suite, and its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from bench.commands.report import write_and_show
+from bench.options import (
+    SUITES,
+    AsJson,
+    BatchSize,
+    BufferSize,
+    DataRoot,
+    Jobs,
+    Network,
+    ReplaySize,
+    Streams,
+    Target,
+    Weights,
+    Width,
+    is_sound,
+    make_sources,
+    read_setting,
+)
+from bench.progress import Bars
+from harness.errors import UsageError, nearest
+from harness.spec import Scalar, spec_errors
+from harness.suite import Suite, load_suite, run_suite
+
+
+def run(
+    suite: Annotated[
+        str, typer.Argument(help="A suite's name (see bench/suites) or the path of a suite file.")
+    ] = "quick",
+    methods: Annotated[list[str] | None, typer.Option("--method", help="Run only these methods (repeatable).")] = None,
+    streams: Streams = None,
+    network: Network = None,
+    width: Width = None,
+    weights: Weights = None,
+    target: Target = None,
+    batch_size: BatchSize = None,
+    buffer_size: BufferSize = None,
+    replay_size: ReplaySize = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, 0 to N-1.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results directory (default: results/SUITE).")] = None,
+    jobs: Jobs = None,
+    data_root: DataRoot = None,
+    retry: Annotated[bool, typer.Option(help="Run again what crashed or timed out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite and write its report. The same command completes what was interrupted."""
+    path = Path(suite) if suite.endswith(".toml") else SUITES / f"{suite}.toml"
+    if not path.exists():
+        known = [file.stem for file in SUITES.glob("*.toml")]
+        raise UsageError(f"there is no suite {suite!r}: {nearest(suite, known)}, or give the path of a .toml file")
+    chosen = _override(
+        load_suite(path),
+        methods=methods,
+        streams=streams,
+        network=network,
+        width=width,
+        weights=None if weights is None else str(weights),
+        target=target,
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=replay_size,
+        seeds=None if seeds is None else list(range(seeds)),
+    )
+    chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
+    specs = chosen.specs()
+    sources = make_sources(data_root, chosen.weights)
+    from harness.checks import check_spec
+
+    for spec in specs:
+        check_spec(spec, sources)
+    directory = out or Path("results") / path.stem
+    console = Console(stderr=True)
+    with Bars(console, len(specs)) as bars:
+        results = run_suite(chosen, directory, jobs=jobs, sources=sources, retry=retry, watcher=bars)
+    report_path = write_and_show(directory, None)
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
+    else:
+        from reports.load import load_sections
+        from reports.terminal import summary
+
+        print(summary(load_sections(directory)))
+        print(f"report: {report_path}")
+    raise typer.Exit(0 if all(is_sound(result) for result in results) else 1)
+
+
+def _override(suite: Suite, **fields: Any) -> Suite:
+    changed = {key: value for key, value in fields.items() if value is not None}
+    if "methods" in changed:
+        for name in changed["methods"]:
+            if name not in suite.methods:
+                raise UsageError(f"the suite does not run {name!r}: {nearest(name, suite.methods)}")
+        changed["config"] = {name: values for name, values in suite.config.items() if name in changed["methods"]}
+    try:
+        return Suite.model_validate({**suite.model_dump(), **changed})
+    except ValidationError as error:
+        raise UsageError(spec_errors(error, list(Suite.model_fields))) from error
+
+
+def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Scalar]]:
+    config = {name: dict(values) for name, values in suite.config.items()}
+    for text in settings:
+        key, value = read_setting(text)
+        method, dot, name = key.partition(".")
+        if not dot or method not in suite.methods:
+            raise UsageError(f"--set takes method.key=value with one of {suite.methods}, not {text!r}")
+        config.setdefault(method, {})[name] = value
+    return config

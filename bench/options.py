@@ -1,0 +1,74 @@
+"""What the commands share: options, and what becomes of their values."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from harness.errors import UsageError
+from harness.results import RunResult
+from harness.spec import RunSpec, Scalar, Sources, spec_errors
+
+SUITES = Path(__file__).parent / "suites"
+
+Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
+Network = Annotated[str | None, typer.Option(help="Network; see `clmem list networks`.")]
+Width = Annotated[int | None, typer.Option(help="Channels of the network's first stage (64 is standard).")]
+Target = Annotated[str | None, typer.Option(help="Where to measure; see `clmem list targets`.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples per training batch.")]
+BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
+ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: cores + 1, at most 4).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def make_spec(**fields: Any) -> RunSpec:
+    """Return the spec. Raises UsageError with one sentence for what is wrong in it."""
+    try:
+        return RunSpec(**fields)
+    except ValidationError as error:
+        raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
+
+
+def make_sources(data_root: Path | None, weights: Path | str | None) -> Sources:
+    """Return where data sets and weights lie on this machine."""
+    return Sources(
+        data_root=None if data_root is None else str(data_root), weights=None if weights is None else str(weights)
+    )
+
+
+def read_setting(text: str) -> tuple[str, Scalar]:
+    """Read key=value, the value as JSON where it is a number or a truth value. Raises UsageError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set takes key=value, not {text!r}; write for example --set lr=0.01")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+    return key, parsed if isinstance(parsed, bool | int | float) else value
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory and see that it can be written to. Raises UsageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --out") from error
+
+
+def is_sound(result: RunResult) -> bool:
+    """Return whether the run went well and everything in it added up."""
+    return result.status == "ok" and not result.checks
