@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from harness.job import Outcome, Pass
 from harness.metrics import scenario_metrics
 from harness.results import Allocator, Process, RunResult
-from harness.spec import RunSpec
+from harness.spec import Measured, RunSpec
+
+PASSES: dict[Measured, tuple[Pass, ...]] = {
+    "memory": ("truth", "attribution", "process"),
+    "peak": ("truth",),
+    "accuracy": ("accuracy",),
+}
 
 
 def passes(spec: RunSpec) -> tuple[Pass, ...]:
     """Return the passes of a run, each of which needs a fresh process."""
-    return ("accuracy",) if spec.measure == "accuracy" else ("truth", "attribution", "process")
+    return PASSES[spec.measure]
 
 
 def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> RunResult:
@@ -50,16 +56,21 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
         if unwatched.accuracy is not None:
             result.metrics = scenario_metrics(unwatched.accuracy)
     else:
-        _fill_memory(result, outcomes["truth"], outcomes["attribution"], unwatched)
+        _fill_peak(result, outcomes["truth"])
+        if spec.measure == "memory":
+            _fill_footprint(result, outcomes["truth"], outcomes["attribution"], unwatched)
     return result
 
 
-def _fill_memory(result: RunResult, truth: Outcome, attribution: Outcome, unwatched: Outcome) -> None:
+def _fill_peak(result: RunResult, truth: Outcome) -> None:
     if truth.peaks:
         result.allocator = Allocator(
             kind="cpu", peak_bytes=max(peak for _, _, peak in truth.peaks), by_phase=truth.peaks
         )
     result.flops_per_step = truth.flops_per_step
+
+
+def _fill_footprint(result: RunResult, truth: Outcome, attribution: Outcome, unwatched: Outcome) -> None:
     result.footprint = attribution.footprint
     if result.footprint is None or result.allocator is None or result.status != "ok":
         return

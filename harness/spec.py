@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness.errors import UsageError, nearest
 
 Scalar = bool | int | float | str
+Measured = Literal["memory", "peak", "accuracy"]
+"""What of a run is measured: its memory role by role, of its memory the tensor peak alone, or what it learns."""
 
 TARGETS = {"cpu": "this machine's processor, counted by torch's CPU allocator"}
 """Where a run can be measured."""
@@ -49,14 +51,15 @@ class RunSpec(Conditions):
     """One run of one method over one stream.
 
     method: its name, or name@preset. config: overrides of the method's typed hyper-parameters.
-    measure: `memory` (short schedule under the ledger, no seed to average over) or `accuracy` (the full stream).
+    measure: `memory` (short schedule under the ledger, no seed to average over), `peak` (of that the truth pass alone)
+    or `accuracy` (the full stream).
     """
 
     method: str
     config: Annotated[dict[str, Scalar], AfterValidator(_sorted_items)] = Field(default_factory=dict)
     stream: str = "split-fashion-mini"
     seed: int = Field(0, ge=0)
-    measure: Literal["memory", "accuracy"] = "memory"
+    measure: Measured = "memory"
 
     def digest(self) -> str:
         """Return eight hex digits that change with any field."""
@@ -66,7 +69,7 @@ class RunSpec(Conditions):
     @property
     def run_id(self) -> str:
         """Return a file-name-safe name, readable first and unique by its digest."""
-        part = f"seed{self.seed}" if self.measure == "accuracy" else "memory"
+        part = f"seed{self.seed}" if self.measure == "accuracy" else self.measure
         return f"{self.method}--{self.stream}--{part}--{self.digest()}"
 
     def cell(self) -> tuple[tuple[str, str], ...]:
@@ -118,6 +121,8 @@ def spec_errors(error: ValidationError, known: list[str]) -> str:
             parts.append(f"there is no key {where!r}: {nearest(where, known)}")
         elif item["type"] == "missing":
             parts.append(f"the key {where!r} is missing")
+        elif not item["loc"]:  # of the whole, which would be long to repeat
+            parts.append(item["msg"].removeprefix("Value error, "))
         else:
             message = item["msg"]
             parts.append(f"{where} is {item['input']!r} but {message[0].lower()}{message[1:]}")

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import UsageError
 from harness.files import read_toml, write_json
@@ -23,24 +23,44 @@ from harness.job import Job, Outcome, Pass
 from harness.measurement import assemble, passes
 from harness.processes import Workers
 from harness.results import RunResult, load_result, save_result
-from harness.spec import NOWHERE, Conditions, RunSpec, Scalar, Sources, spec_errors, weights_label
+from harness.spec import NOWHERE, Conditions, Measured, RunSpec, Scalar, Sources, spec_errors, weights_label
 
 MANIFEST = "suite.json"
+SHORT = {"epochs": 1, "steps_per_task": None}
+"""How long a run trains that measures memory: its schedule is short whatever the suite says."""
+
+
+class Variation(BaseModel):
+    """Conditions that differ from the suite's: everything in `methods` (all by default) is run under them too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: list[str] | None = None
+    batch_size: int | None = None
+    buffer_size: int | None = None
+    replay_size: int | None = None
+    config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+
+    def conditions(self) -> dict[str, int]:
+        """Return the conditions that it changes."""
+        return self.model_dump(include={"batch_size", "buffer_size", "replay_size"}, exclude_none=True)
 
 
 class Suite(Conditions):
     """A suite file: every method on every stream, its memory once and its accuracy once per seed.
 
-    config: per method, overrides of its hyper-parameters. timeout_s: for one process.
+    config: per method, overrides of its hyper-parameters. vary: the suite is run once under each of these, and not
+    under its own conditions alone. timeout_s: for one process.
     """
 
     title: str
     methods: list[str] = Field(min_length=1)
     streams: list[str] = Field(min_length=1)
-    measure: list[Literal["memory", "accuracy"]] = Field(default=["memory", "accuracy"])
+    measure: list[Measured] = Field(default=["memory", "accuracy"])
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     timeout_s: float = Field(3600, gt=0)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+    vary: list[Variation] = Field(default=[Variation()], min_length=1)
 
     @field_validator("methods", "streams", "measure", "seeds")
     @classmethod
@@ -50,35 +70,42 @@ class Suite(Conditions):
             raise ValueError(f"it names {', '.join(twice)} more than once")
         return values
 
-    def specs(self) -> list[RunSpec]:
-        """Return one spec per run, memory first. Raises UsageError for settings of a method that is not in it."""
-        for name in self.config:
+    @model_validator(mode="after")
+    def _speaks_of_its_own_methods(self) -> Suite:
+        for config in (self.config, *(variation.config for variation in self.vary)):
+            for name in config:
+                if name not in self.methods:
+                    raise ValueError(
+                        f"it sets [config.{name}] but does not run {name!r}; its methods are {self.methods}"
+                    )
+        for name in (name for variation in self.vary for name in variation.methods or []):
             if name not in self.methods:
-                raise UsageError(
-                    f"the suite sets [config.{name}] but does not run {name!r}; its methods are {self.methods}"
-                )
-        runs: list[tuple[Literal["memory", "accuracy"], int]] = []
-        if "memory" in self.measure:
-            runs.append(("memory", self.seeds[0]))
-        if "accuracy" in self.measure:
-            runs += [("accuracy", seed) for seed in self.seeds]
+                raise ValueError(f"it varies {name!r} but does not run it; its methods are {self.methods}")
+        return self
+
+    def specs(self) -> list[RunSpec]:
+        """Return one spec per run, memory first."""
         shared = {name: getattr(self, name) for name in Conditions.model_fields}
         if self.weights is not None:
             shared["weights"] = weights_label(self.weights)
-        length_of = {"memory": {"epochs": 1, "steps_per_task": None}, "accuracy": {}}
-        return [
+        specs = [
             RunSpec(
-                **{**shared, **length_of[measure]},
+                **{**shared, **({} if measure == "accuracy" else SHORT), **variation.conditions()},
                 method=method,
-                config=self.config.get(method, {}),
+                config={**self.config.get(method, {}), **variation.config.get(method, {})},
                 stream=stream,
                 seed=seed,
                 measure=measure,
             )
-            for measure, seed in runs
+            for measure in get_args(Measured)
+            if measure in self.measure
+            for seed in (self.seeds if measure == "accuracy" else self.seeds[:1])
+            for variation in self.vary
             for stream in self.streams
             for method in self.methods
+            if variation.methods is None or method in variation.methods
         ]
+        return list(dict.fromkeys(specs))
 
 
 def load_suite(path: Path) -> Suite:

@@ -117,7 +117,7 @@ class Cell:
 
     def status(self) -> str:
         """Return an empty string when every run is ok, else e.g. "memory: oom; accuracy: crashed (1 of 3)"."""
-        parts = [f"memory: {run.status}" for run in self.failed if run.spec.measure == "memory"]
+        parts = [f"memory: {run.status}" for run in self.failed if run.spec.measure != "accuracy"]
         seeds = Counter(run.status for run in self.failed if run.spec.measure == "accuracy")
         total = len(self.accuracy) + sum(seeds.values())
         parts += [f"accuracy: {status} ({number} of {total})" for status, number in sorted(seeds.items())]
@@ -166,7 +166,7 @@ def _cells(runs: Sequence[RunResult]) -> tuple[Cell, ...]:
 
 def _cells_of_group(group: Sequence[RunResult]) -> list[Cell]:
     """Return one cell, or one for each length of training: accuracies after one and ten epochs are never averaged."""
-    memory = [run for run in group if run.spec.measure == "memory"]
+    memory = sorted((run for run in group if run.spec.measure != "accuracy"), key=lambda run: run.spec.measure)
     accuracy = sorted((run for run in group if run.spec.measure == "accuracy"), key=lambda run: run.spec.seed)
     lengths: list[Length | None] = []
     for run in accuracy:

@@ -47,9 +47,9 @@ def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
     """
     spec = run.spec
     length = (spec.stream, spec.evaluate_on, spec.measure, spec.seed, spec.batch_size, spec.epochs, spec.steps_per_task)
-    if spec.measure == "accuracy" or run.footprint is None:
+    if spec.measure == "accuracy" or run.allocator is None:
         return length
-    trained = {(phase.task, phase.phase) for phase in run.footprint.by_phase if phase.phase in ("first_step", "step")}
+    trained = {(task, phase) for task, phase, _ in run.allocator.by_phase if phase in ("first_step", "step")}
     return (*length, tuple(sorted(trained)))
 
 

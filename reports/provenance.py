@@ -83,8 +83,10 @@ def environment_differences(runs: Sequence[RunResult]) -> list[str]:
     Memory runs pin the allocator's settings and accuracy runs do not, so the two are not held against each other.
     """
     differing = set()
-    for measure in ("memory", "accuracy"):
-        group = [run for run in runs if run.spec.measure == measure]
+    for group in (
+        [run for run in runs if run.spec.measure == "accuracy"],
+        [run for run in runs if run.spec.measure != "accuracy"],
+    ):
         for key, values in environment_values(group).items():
             if len(values) > 1 or sum(values.values()) < len(group):
                 differing.add(key)
@@ -108,7 +110,7 @@ def fingerprint_table(runs: Sequence[RunResult]) -> str:
     for run in runs:
         if run.status == "ok":
             own = run.spec.cell() in joint
-            what = "memory" if run.spec.measure == "memory" else f"accuracy, {_length(run)}"
+            what = f"accuracy, {_length(run)}" if run.spec.measure == "accuracy" else "memory"
             digest = run.fingerprint or "not recorded"
             shown = (run.spec.stream, str(run.spec.seed), what + (" (joint: own order)" if own else ""), digest)
             methods = groups.setdefault((*shown, run.data_digest or "not recorded", own, fingerprint_group(run)), [])

@@ -142,7 +142,7 @@ def process_table(section: Section) -> str:
         for run in (cell.memory, *cell.accuracy):
             if run is not None and run.process is not None:
                 process = run.process
-                what = "short schedule" if run.spec.measure == "memory" else f"full stream, seed {run.spec.seed}"
+                what = f"full stream, seed {run.spec.seed}" if run.spec.measure == "accuracy" else "short schedule"
                 above = process.peak_bytes - process.baseline_bytes
                 numbers = [mib(process.baseline_bytes), mib(process.peak_bytes), mib(above)]
                 peak = f"{process.malloc}, peak includes imports" if process.peak_includes_imports else process.malloc

@@ -31,7 +31,7 @@ from bench.options import (
 from bench.progress import Bars
 from harness.errors import UsageError, nearest
 from harness.spec import Scalar, spec_errors
-from harness.suite import Suite, load_suite, run_suite
+from harness.suite import Suite, Variation, load_suite, run_suite
 
 
 def run(
@@ -104,11 +104,23 @@ def _override(suite: Suite, **fields: Any) -> Suite:
         for name in changed["methods"]:
             if name not in suite.methods:
                 raise UsageError(f"the suite does not run {name!r}: {nearest(name, suite.methods)}")
-        changed["config"] = {name: values for name, values in suite.config.items() if name in changed["methods"]}
+        changed["config"] = _only(suite.config, changed["methods"])
+        changed["vary"] = [_vary_only(variation, changed["methods"]) for variation in suite.vary]
+    for name in set(changed) & {name for variation in suite.vary for name in variation.conditions()}:
+        raise UsageError(f"the suite varies {name} by itself, so it cannot be set to {changed[name]} for all of it")
     try:
         return Suite.model_validate({**suite.model_dump(), **changed})
     except ValidationError as error:
         raise UsageError(spec_errors(error, list(Suite.model_fields))) from error
+
+
+def _vary_only(variation: Variation, methods: list[str]) -> Variation:
+    chosen = None if variation.methods is None else [name for name in variation.methods if name in methods]
+    return variation.model_copy(update={"methods": chosen, "config": _only(variation.config, methods)})
+
+
+def _only(config: dict[str, dict[str, Scalar]], methods: list[str]) -> dict[str, dict[str, Scalar]]:
+    return {name: values for name, values in config.items() if name in methods}
 
 
 def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Scalar]]:

@@ -82,6 +82,16 @@ def test_a_good_memory_run_has_every_pass_in_its_place() -> None:
     assert result.metrics == {}
 
 
+def test_a_run_of_the_peak_alone_takes_one_pass_and_has_neither_roles_nor_a_process() -> None:
+    spec = RunSpec(method="sgd", measure="peak")
+    assert passes(spec) == ("truth",)
+    result = assemble(spec, {"truth": good_passes()["truth"]}, wall_s=1.0)
+    assert result.allocator is not None
+    assert result.allocator.peak_bytes == 1_000
+    assert result.flops_per_step == 7
+    assert (result.status, result.footprint, result.process, result.checks) == ("ok", None, None, [])
+
+
 def test_a_phase_that_peaks_higher_when_observed_is_named_with_its_bytes() -> None:
     observed = [(0, "first_step", 900), (0, "step", 1_000), (1, "step", 1_512)]
     result = assembled({"attribution": Outcome(peaks=observed, footprint=footprint(observed), **KNOWN)})

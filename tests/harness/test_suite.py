@@ -70,9 +70,30 @@ def test_a_typo_in_a_suite_is_one_sentence_that_names_it(tmp_path: Path, text: s
 
 
 def test_settings_of_a_method_that_is_not_run_are_refused(tmp_path: Path) -> None:
-    suite = load_suite(write(tmp_path, TINY + "[config.derpp]\nalpha = 0.1\n"))
-    with pytest.raises(UsageError, match=r"config\.derpp"):
-        suite.specs()
+    for text in ("[config.derpp]\nalpha = 0.1\n", "[[vary]]\nconfig.derpp.alpha = 0.1\n"):
+        with pytest.raises(UsageError, match=r"wrong: it sets \[config\.derpp\] but does not run 'derpp'"):
+            load_suite(write(tmp_path, TINY + text))
+    with pytest.raises(UsageError, match="it varies 'derpp' but does not run it"):
+        load_suite(write(tmp_path, TINY + "[[vary]]\nmethods = ['derpp']\n"))
+
+
+def test_a_suite_is_run_once_under_each_of_its_variations(tmp_path: Path) -> None:
+    text = TINY.replace("seeds = [0, 1]", "measure = ['peak']") + "config.er.lr = 0.1\n"
+    text += "[[vary]]\n[[vary]]\nbatch_size = 4\nconfig.er.lr = 0.2\n[[vary]]\nmethods = ['er']\nreplay_size = 8\n"
+    specs = load_suite(write(tmp_path, text)).specs()
+    assert [(s.method, s.batch_size, s.replay_size, s.config) for s in specs] == [
+        ("sgd", 8, 4, {}),
+        ("er", 8, 4, {"lr": 0.1}),
+        ("sgd", 4, 4, {}),
+        ("er", 4, 4, {"lr": 0.2}),
+        ("er", 8, 8, {"lr": 0.1}),
+    ]
+    assert {(s.measure, s.steps_per_task) for s in specs} == {("peak", None)}
+
+
+def test_variations_that_come_to_the_same_are_run_once(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path, TINY + "[[vary]]\n[[vary]]\nbatch_size = 8\n"))
+    assert len(suite.specs()) == len({spec.run_id for spec in suite.specs()}) == 6
 
 
 def test_every_shipped_suite_is_valid() -> None:
