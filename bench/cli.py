@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.commands.claims import claims
 from bench.commands.listing import list_
 from bench.commands.measure import measure
 from bench.commands.pretrain import pretrain
@@ -32,7 +33,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, report, pretrain):
+for command in (run, measure, report, claims, pretrain):
     app.command()(command)
 app.command(name="list")(list_)
 

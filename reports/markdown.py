@@ -10,6 +10,9 @@ from harness.files import write_text
 from harness.results import RunResult
 from reports import provenance, sentences, tables
 from reports.cells import Section
+from reports.claims.claim import claim_names, load_claim
+from reports.claims.measured import benches
+from reports.claims.page import short
 from reports.expectations import expectations_sentence, expectations_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
@@ -60,6 +63,7 @@ def report_text(sections: list[Section], plots: dict[str, list[Plot]] | None = N
     parts += [_overview(sections, runs), NOTES]
     for section in sections:
         parts += _section(section, (plots or {}).get(section.setting.slug, []))
+    parts += _claims(runs)
     failed = provenance.failed_table(runs)
     if failed:
         parts += ["## Failed runs", sentences.failed_sentence(runs), failed]
@@ -105,6 +109,20 @@ def _section(section: Section, plots: list[Plot]) -> list[str]:
     if work:
         parts.append(_details("Work and time", sentences.time_sentence(), work))
     parts.append(_details("Hyper-parameters and execution", provenance.settings_table(section)))
+    return parts
+
+
+def _claims(runs: list[RunResult]) -> list[str]:
+    """Return what the runs say of every published claim whose headline they measure."""
+    parts: list[str] = []
+    for claim in map(load_claim, claim_names()):
+        try:
+            measured = [bench for bench in benches(claim, runs) if bench.has_headline]
+        except UsageError as error:
+            parts += [f"## The claim: {claim.title}", f"Not compared with the claim: {error}."]
+            continue
+        if measured:
+            parts += short(claim, measured)
     return parts
 
 

@@ -76,7 +76,7 @@ def draw_section(section: Section, folder: Path, progress: Callable[[str], None]
     def draw(kind: Kind, name: str, caption: str, make: Callable[[], Figure]) -> None:
         if progress is not None:
             progress(caption)
-        with _style():
+        with plot_style():
             plots.append(Plot(kind, caption, save_figure(make(), folder / f"{slug}-{name}.png")))
 
     if section.measured:
@@ -275,20 +275,28 @@ def save_figure(figure: Figure, png: Path) -> Path:
     return png
 
 
-def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+def new_figure(width_inches: float, height_inches: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side that share their vertical axis."""
     # a bare Figure, not pyplot: no window, no global state, and no backend chosen for whoever imports us
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
+    drawn: list[Axes] = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    return figure, drawn
+
+
+def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+    figure, (axes,) = new_figure(width_inches, height_inches)
     return figure, axes
 
 
-def _style() -> AbstractContextManager[None]:
+def plot_style() -> AbstractContextManager[None]:
+    """Return the fonts of every plot, as a context."""
     from matplotlib import rc_context
 
     return rc_context({"font.family": "DejaVu Sans", "font.size": 10, "axes.labelsize": 10.5, "legend.fontsize": 9.5})

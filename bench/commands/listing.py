@@ -15,7 +15,7 @@ from harness.suite import load_suite
 
 def list_(
     what: Annotated[
-        Literal["methods", "streams", "networks", "targets", "suites"], typer.Argument(help="What to list.")
+        Literal["methods", "streams", "networks", "targets", "suites", "claims"], typer.Argument(help="What to list.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -47,6 +47,12 @@ def _list_streams() -> dict[str, str]:
     return dict(STREAMS)
 
 
+def _list_claims() -> dict[str, str]:
+    from reports.claims.claim import claim_names, load_claim
+
+    return {name: load_claim(name).title for name in claim_names()}
+
+
 def _list_networks() -> dict[str, str]:
     from harness.networks import NETWORKS
 
@@ -58,5 +64,6 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "streams": _list_streams,
     "networks": _list_networks,
     "targets": lambda: TARGETS,
+    "claims": _list_claims,
     "suites": lambda: {file.stem: load_suite(file).title for file in sorted(SUITES.glob("*.toml"))},
 }

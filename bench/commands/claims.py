@@ -1,0 +1,54 @@
+"""`clmem claims`: what a paper printed, recomputed and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.options import AsJson
+from harness.errors import UsageError
+
+
+def claims(
+    claim: Annotated[str, typer.Argument(help="A claim's name (see `clmem list claims`) or the path of its file.")] = (
+        "lightcl"
+    ),
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="Directory with results (repeatable; default: those of the claim's suites)."),
+    ] = None,
+    fixes: Annotated[
+        list[str] | None,
+        typer.Option("--fix", help="Correct what the published ledger leaves out (repeatable); `all` for everything."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the page and its plots into this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
+    from reports.claims.claim import load_claim
+    from reports.claims.measured import load_benches
+    from reports.claims.page import claim_json, terminal, write_page
+    from reports.claims.tables import within_tolerance
+
+    chosen = load_claim(claim)
+    applied = chosen.fixes if fixes == ["all"] else [chosen.fix(name) for name in dict.fromkeys(fixes or [])]
+    usual = (Path("results") / name for name in chosen.suites)
+    directories = results or [folder for folder in usual if any(folder.glob("*--*.json"))]
+    benches = load_benches(chosen, directories)
+    if results and not any(bench.runs for bench in benches):
+        raise UsageError(
+            f"nothing in {', '.join(map(str, results))} measures a row of the claim {chosen.name!r}; its suites are "
+            f"{', '.join(chosen.suites)} (`clmem run`)"
+        )
+    path = None if out is None else write_page(chosen, benches, applied, out)
+    if as_json:
+        print(json.dumps(claim_json(chosen, benches, applied), indent=1))
+    else:
+        print(terminal(chosen, benches, applied))
+        if path is not None:
+            print(f"page: {path}")
+    counts = [within_tolerance(chosen, "memory"), within_tolerance(chosen, "flops")]
+    raise typer.Exit(0 if all(hit == known for hit, known in counts) else 1)

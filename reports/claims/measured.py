@@ -1,0 +1,184 @@
+"""Which results measure the rows of a claim, and what may stand in one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import UsageError
+from harness.results import RunResult, load_results
+from reports.claims.claim import Claim, Measure
+from reports.load import check_same_data
+
+EQUAL = ("clmem", "torch", "device", "allocator")
+"""Parts of the environment that runs of one table must share. Commits may differ, and are listed with their runs."""
+
+Level = Literal["tensor", "process"]
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """One measured cell: a row in an execution, on a data set, at a batch and a replay size (0 where none replays)."""
+
+    dataset: str
+    row: str
+    execution: str
+    batch_size: int
+    replay_size: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that was measured on one target.
+
+    runs: the run of each place. failed: the status of places where only failed runs are.
+    """
+
+    claim: Claim
+    target: str
+    runs: dict[Place, RunResult]
+    failed: dict[Place, str] = field(default_factory=dict)
+
+    @property
+    def executions(self) -> list[str]:
+        """Return the executions that any row has, in the order of the claim."""
+        named = [name for row in self.claim.rows for name in row.measured]
+        return list(dict.fromkeys(named))
+
+    def place(
+        self, dataset: str, row: str, execution: str, batch_size: int | None = None, replay_size: int | None = None
+    ) -> Place:
+        """Return a place, under the claim's own batch and replay size unless others are given."""
+        conditions = self.claim.conditions
+        batch = conditions.batch_size if batch_size is None else batch_size
+        replay = conditions.replay_size if replay_size is None else replay_size
+        return Place(dataset, row, execution, batch, replay if self.claim.row(row).replays else 0)
+
+    def peak_bytes(self, place: Place, level: Level = "tensor") -> int | None:
+        """Return a peak, None where it was not measured."""
+        run = self.runs.get(place)
+        if run is None:
+            return None
+        part = run.allocator if level == "tensor" else run.process
+        return None if part is None else part.peak_bytes
+
+    def ratio(self, larger: Place, smaller: Place, level: Level = "tensor") -> float | None:
+        """Return how often the one peak holds the other, None where either was not measured."""
+        one, other = self.peak_bytes(larger, level), self.peak_bytes(smaller, level)
+        return None if one is None or not other else one / other
+
+    def shown(self, place: Place) -> str:
+        """Return why a place has no number."""
+        return self.failed.get(place, "not measured")
+
+    @property
+    def has_headline(self) -> bool:
+        """Tell whether both rows of the headline were measured under the claim's conditions, in any execution."""
+        headline = self.claim.headline
+        return all(
+            any(self.place(headline.dataset, row, execution) in self.runs for execution in self.executions)
+            for row in (headline.larger, headline.smaller)
+        )
+
+    def commits(self) -> dict[str, int]:
+        """Return the commits of the runs and how many runs each has; a dirty tree is marked."""
+        counted = Counter(
+            str(run.environment.get("commit"))[:10] + (" (dirty)" if run.environment.get("dirty") else "")
+            for run in self.runs.values()
+        )
+        return dict(sorted(counted.items()))
+
+
+def load_benches(claim: Claim, directories: Iterable[Path]) -> list[Bench]:
+    """Return what the results of some directories measure of a claim, as `benches` does.
+
+    Raises UsageError for a directory without results too.
+    """
+    results: list[RunResult] = []
+    for directory in directories:
+        found = list(load_results(directory)) if directory.is_dir() else []
+        if not found:
+            raise UsageError(f"{directory} holds no results; run `clmem run` with --out {directory} first")
+        results += found
+    return benches(claim, results)
+
+
+def benches(claim: Claim, results: Sequence[RunResult]) -> list[Bench]:
+    """Return what some results measure of a claim, by target; targets of which nothing belongs to it are left out.
+
+    Raises UsageError where runs that would stand in one table differ: in the stream, the data, the batches, the weights
+    they start from or the environment.
+    """
+    matched = [(place, run) for run in results for place in places_of(claim, run)]
+    targets = dict.fromkeys(run.spec.target for _, run in matched)
+    return [_bench(claim, target, [(p, run) for p, run in matched if run.spec.target == target]) for target in targets]
+
+
+def places_of(claim: Claim, run: RunResult) -> list[Place]:
+    """Return the places that a run measures: those of every row whose method and settings are its own."""
+    spec, wanted = run.spec, claim.conditions
+    if spec.measure == "accuracy" or (spec.network, spec.width) != (wanted.network, wanted.width):
+        return []
+    return [
+        Place(dataset, row.id, execution, spec.batch_size, spec.replay_size if row.replays else 0)
+        for dataset, shape in claim.datasets.items()
+        if spec.stream in shape.streams
+        for row in claim.rows
+        for execution, measure in row.measured.items()
+        if _measures(claim, measure, run) and (not row.replays or _same_buffer(claim, run))
+    ]
+
+
+def _same_buffer(claim: Claim, run: RunResult) -> bool:
+    """Tell whether a run's buffer is the claim's, or one that is replayed whole, as on the surface of other sizes."""
+    buffer, replay = run.spec.buffer_size, run.spec.replay_size
+    return buffer == replay or (buffer, replay) == (claim.conditions.buffer_size, claim.conditions.replay_size)
+
+
+def _measures(claim: Claim, measure: Measure, run: RunResult) -> bool:
+    if run.spec.method != measure.method:
+        return False
+    own = set(run.spec.config) - set(claim.conditions.free)
+    if not run.method_config:  # it died before its method was built: only what was set on it is known
+        return own <= set(measure.config)
+    agrees = all(run.method_config.get(key) == value for key, value in measure.config.items())
+    return agrees and own <= set(measure.config)
+
+
+def _bench(claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]]) -> Bench:
+    ok = [(place, run) for place, run in matched if run.status == "ok" and run.allocator is not None]
+    runs = list({id(run): run for _, run in ok}.values())
+    for key in EQUAL:
+        _check_equal(key, [(run.environment.get(key), run) for run in runs])
+    for dataset in claim.datasets:
+        within = [run for place, run in ok if place.dataset == dataset]
+        _check_equal("stream", [(run.spec.stream, run) for run in within])
+        _check_equal("weights", [(run.spec.weights, run) for run in within])
+    check_same_data(runs)
+    kept: dict[Place, RunResult] = {}
+    for place, run in ok:
+        other = kept.setdefault(place, run)
+        assert other.allocator is not None
+        assert run.allocator is not None
+        if other.allocator.peak_bytes != run.allocator.peak_bytes:
+            raise UsageError(
+                f"the tensor peak of {place.row} on {place.dataset} differs: {other.allocator.peak_bytes:,} B in "
+                f"{other.run_id} but {run.allocator.peak_bytes:,} B in {run.run_id}; give the results of one of them"
+            )
+        if run.footprint is not None and other.footprint is None:  # it says more of the same cell
+            kept[place] = run
+    failed: dict[Place, str] = {place: run.status for place, run in matched if run.status != "ok" and place not in kept}
+    return Bench(claim, target, kept, failed)
+
+
+def _check_equal(name: str, values: Sequence[tuple[object, RunResult]]) -> None:
+    for value, run in values[1:]:
+        expected, first = values[0]
+        if value != expected:
+            raise UsageError(
+                f"{name} differs: {expected!r} in {first.run_id} but {value!r} in {run.run_id}, so they cannot stand "
+                "in one table; give directories whose runs agree"
+            )

@@ -1,0 +1,191 @@
+"""A claim's page in markdown, its object for `--json`, and what a terminal of 80 columns shows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from tabulate import tabulate
+
+from harness.files import write_text
+from reports.claims import tables
+from reports.claims.claim import Claim, Fix, Ledger, Quantity
+from reports.claims.measured import Bench, Level
+from reports.claims.plots import draw_claim
+from reports.claims.verdict import verdict
+from reports.provenance import environment_table
+
+COLUMNS = 80
+
+
+def write_page(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix], out: Path) -> Path:
+    """Write the page and its plots (in `plots/` beside it) into a folder, or to a path ending in `.md`; return it."""
+    path = out if out.suffix == ".md" else out / f"{claim.name}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = draw_claim(claim, benches, path.parent / "plots")
+    return write_text(path, page(claim, benches, fixes, images))
+
+
+def page(
+    claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix] = (), images: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Return the page. fixes: the corrections to apply together (all when none is given).
+
+    images: caption and name of each plot, whose PNG and SVG lie in `plots/`.
+    """
+    chosen = list(fixes) or claim.fixes
+    parts = [f"# The claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
+    parts += [f"[![{caption}](plots/{name}.png)](plots/{name}.svg)" for caption, name in images]
+    parts += [
+        "## Published and recomputed",
+        f"Source: {claim.source}. MB = MiB = 2^20 bytes. Names in formulas are those of `{claim.name}.toml`.",
+        "### Memory",
+        tables.recomputed_table(claim, "memory"),
+        "\n".join(f"- Class {kind}: {meaning}." for kind, meaning in claim.classes.items()),
+        "### FLOPs of a whole run",
+        tables.recomputed_table(claim, "flops"),
+    ]
+    if claim.fixes:
+        named = "all of them" if len(chosen) == len(claim.fixes) else ", ".join(f"`{fix.id}`" for fix in chosen)
+        parts += [
+            "## What that ledger leaves out",
+            "Each correction alone, in MB; where a row is a fit, what is corrected is the fit.",
+            tables.fixes_table(claim),
+            f"### Together: {named}",
+            tables.corrected_table(claim, chosen),
+            "\n".join(f"- {note}" for note in claim.notes),
+        ]
+    parts += ["### Ratios of the published cells"]
+    for name, dataset in claim.datasets.items():
+        parts += [f"{dataset.title}:", tables.published_ratio_table(claim, name)]
+    for bench in benches:
+        parts += _bench(claim, bench)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short(claim: Claim, benches: Sequence[Bench]) -> list[str]:
+    """Return what a report says of the claim: the verdict, and the measured peaks beside the published cells."""
+    parts = [f"## The claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
+    parts += [tables.measured_table(bench) for bench in benches]
+    return [*parts, f"`clmem claims {claim.name}` shows how every published cell comes about."]
+
+
+def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> str:
+    """Return the verdict and the memory cells as text of at most 80 columns."""
+    parts = [*_wrapped(claim.title), ""]
+    for sentence in verdict(claim, benches):
+        parts += _wrapped(f"- {sentence}")
+    headers = ["row (class)"]
+    for dataset in claim.datasets.values():
+        headers += [f"{dataset.title[:12]}\npublished", "\ncorrected" if fixes else "\nrecomputed"]
+    rows = []
+    for row in claim.rows:
+        cells = [f"{row.label} ({row.memory.kind})" if row.memory.kind else row.label]
+        for name in claim.datasets:
+            published, _, _ = tables.recomputed(claim, row, "memory", name)
+            value = Ledger(claim, name, tuple(fixes)).value(row, "memory")
+            cells += ["" if published is None else f"{published:.1f}", f"{value:.1f}"]
+        rows.append(cells)
+    align = ["left", *["right"] * (len(headers) - 1)]
+    corrected = f", corrected by {', '.join(fix.id for fix in fixes)}" if fixes else ""
+    parts += ["", *_wrapped(f"MB by the published ledger{corrected}:"), ""]
+    return "\n".join([*parts, tabulate(rows, headers, disable_numparse=True, colalign=align)])
+
+
+def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> dict[str, Any]:
+    """Return every cell recomputed, every correction, every measured peak, and the verdict."""
+    cells = []
+    for row in claim.rows:
+        for name in claim.datasets:
+            for quantity in get_args(Quantity):
+                published, value, error = tables.recomputed(claim, row, quantity, name)
+                limit = getattr(claim.tolerance, quantity)
+                cells.append(
+                    {
+                        "row": row.id,
+                        "dataset": name,
+                        "quantity": quantity,
+                        "published": published,
+                        "recomputed": value,
+                        "error": error,
+                        "within_tolerance": None if error is None else abs(error) <= limit + 1e-9,
+                        "class": row.formula(quantity).kind or None,
+                        "formula": row.formula(quantity).formula,
+                    }
+                )
+    corrected = [
+        {"row": row.id, "dataset": name, "memory": Ledger(claim, name, tuple(fixes)).value(row, "memory")}
+        for row in claim.rows
+        for name in claim.datasets
+        if fixes
+    ]
+    measured = [
+        {
+            "target": bench.target,
+            **{key: getattr(place, key) for key in place.__dataclass_fields__},
+            "tensor_peak_bytes": bench.peak_bytes(place),
+            "process_peak_bytes": bench.peak_bytes(place, "process"),
+            "flops_per_step": run.flops_per_step,
+            "run_id": run.run_id,
+        }
+        for bench in benches
+        for place, run in sorted(bench.runs.items())
+    ]
+    return {
+        "claim": claim.name,
+        "source": claim.source,
+        "headline": {**claim.headline.model_dump(), "recomputed": tables.headline_ratio(claim)},
+        "cells": cells,
+        "fixes": [{"id": fix.id, "headline": tables.headline_ratio(claim, [fix])} for fix in claim.fixes],
+        "applied": [fix.id for fix in fixes],
+        "corrected": corrected,
+        "measured": measured,
+        "verdict": verdict(claim, benches),
+    }
+
+
+def _bench(claim: Claim, bench: Bench) -> list[str]:
+    device = next(iter(bench.runs.values())).environment.get("device") if bench.runs else None
+    parts = [f"## Measured on {bench.target}" + (f" ({device})" if device else "")]
+    conditions = claim.conditions
+    parts += [
+        f"{conditions.network} of width {conditions.width}, batch {conditions.batch_size}, buffer "
+        f"{conditions.buffer_size}, replay {conditions.replay_size}, in float32. Tensor peak: the allocator's own, "
+        "with nothing instrumented. Process peak: resident memory of the same run unobserved, which includes the "
+        "interpreter and the libraries.",
+        tables.measured_table(bench),
+    ]
+    levels: tuple[Level, ...] = get_args(Level)
+    for name, dataset in claim.datasets.items():
+        parts += [f"### {dataset.title}: bytes by role at the tensor peak (MiB)", tables.roles_table(bench, name)]
+        parts += [
+            f"### {dataset.title}: FLOPs",
+            "Counted by torch.utils.flop_counter for one step of the last task that is measured; published and "
+            "recomputed ones are of whole runs.",
+            tables.flops_table(bench, name),
+        ]
+        for level in levels:
+            parts += [
+                f"### {dataset.title}: how often each peak goes into others, {level} level",
+                tables.ratio_table(bench, name, level),
+            ]
+    parts += [
+        "### Over batch and replay sizes",
+        f"Tensor peaks in plain execution; bold where {claim.headline.value:g} is reached.",
+        tables.surface_table(bench),
+        "### Where these numbers come from",
+        "Commits: " + ", ".join(f"{commit} ({number} runs)" for commit, number in bench.commits().items()) + ".",
+        _folded("Runs", tables.provenance_table(bench)),
+        _folded("Environment", environment_table(list(bench.runs.values()))),
+    ]
+    return parts
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"

@@ -1,0 +1,159 @@
+"""The two plots of a claim's page: the claimed ratio over batch sizes, and one row from the published cell to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.claims.claim import Claim, Fix, Ledger
+from reports.claims.measured import Bench
+from reports.claims.tables import CHANGE, batch_sizes, recomputed, surface_ratio
+from reports.plots import LINE_COLOURS, LINE_STYLES, new_figure, plot_style, save_figure
+from reports.units import MIB
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PUBLISHED, CORRECTION, REST, MEASURED = "#56B4E9", "#E69F00", "#A0A0A0", "#0072B2"
+
+
+def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tuple[str, str]]:
+    """Draw every plot for which there are numbers into a folder (made if missing); return captions and file names."""
+    drawn: list[tuple[str, str]] = []
+
+    def draw(name: str, caption: str, figure: Figure) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, folder / f"{name}.png")
+        drawn.append((caption, name))
+
+    with plot_style():
+        for bench in benches:
+            if surface_lines(bench):
+                name = f"{claim.name}-{bench.target}-ratio"
+                draw(name, f"The claimed ratio over batch sizes, measured on {bench.target}", surface_figure(bench))
+            execution = waterfall_execution(bench)
+            if execution is not None:
+                name = f"{claim.name}-{bench.target}-waterfall"
+                label = claim.row(claim.waterfall).label
+                caption = f"{label}: from the published cell to what is measured on {bench.target}, {execution}"
+                draw(name, caption, waterfall_figure(bench, execution))
+    return drawn
+
+
+def surface_lines(bench: Bench) -> dict[tuple[str, str, bool], list[tuple[int, float]]]:
+    """Return (batch size, ratio) by data set, larger row and whether a whole batch is replayed, where two are known."""
+    claim = bench.claim
+    lines = {}
+    for name in claim.datasets:
+        for larger in claim.against:
+            for whole in (False, True) if claim.row(larger).replays else (False,):
+                points = [
+                    (batch, ratio)
+                    for batch in batch_sizes(bench)
+                    if (ratio := surface_ratio(bench, name, larger, claim.headline.smaller, batch, whole)) is not None
+                ]
+                if len(points) > 1:
+                    lines[name, larger, whole] = points
+    return lines
+
+
+def surface_figure(bench: Bench) -> Figure:
+    """Return one panel per data set: the peak of each compared row over that of the headline's, over batch sizes."""
+    claim = bench.claim
+    lines = surface_lines(bench)
+    figure, panels = new_figure(9.0, 4.6, panels=len(claim.datasets))
+    highest = max(ratio for points in lines.values() for _, ratio in points)
+    for axes, (name, dataset) in zip(panels, claim.datasets.items(), strict=True):
+        for (where, larger, whole), points in lines.items():
+            if where != name:
+                continue
+            row = claim.row(larger)
+            replayed = " (a batch replayed)" if whole else ""
+            replayed = replayed or (f" ({claim.conditions.replay_size} replayed)" if row.replays else "")
+            axes.plot(
+                [batch for batch, _ in points],
+                [ratio for _, ratio in points],
+                LINE_STYLES[int(whole)],
+                marker="o",
+                markersize=4,
+                color=LINE_COLOURS[claim.against.index(larger) % len(LINE_COLOURS)],
+                label=f"{row.label}{replayed}",
+            )
+        axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"claimed: {claim.headline.value:g}x",
+            (0.02, claim.headline.value),
+            (0, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            fontsize=9,
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batch_sizes(bench), [str(batch) for batch in batch_sizes(bench)])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.08 * max(highest, claim.headline.value))
+        axes.set_title(dataset.title, fontsize=10.5)
+        axes.set_xlabel("batch size")
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    panels[0].set_ylabel(f"peak / peak of {claim.row(claim.headline.smaller).label}")
+    handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def waterfall_execution(bench: Bench) -> str | None:
+    """Return the execution whose peak ends the waterfall: `released` where it is measured, else the first that is."""
+    claim = bench.claim
+    names = sorted(claim.row(claim.waterfall).measured, key=lambda name: name != "released")
+    places = {name: bench.place(claim.headline.dataset, claim.waterfall, name) for name in names}
+    return next((name for name, place in places.items() if bench.peak_bytes(place) is not None), None)
+
+
+def waterfall_steps(bench: Bench, execution: str) -> list[tuple[str, float]]:
+    """Return the published cell, what each correction adds after those before it, what is left, and the measured peak.
+
+    In MB, on the headline's data set; the first and the last are totals, the others differences.
+    """
+    claim, dataset = bench.claim, bench.claim.headline.dataset
+    row = claim.row(claim.waterfall)
+    published, value, _ = recomputed(claim, row, "memory", dataset)
+    total = value if published is None else published
+    steps = [("published", total)]
+    applied: list[Fix] = []
+    for fix in claim.fixes:
+        applied.append(fix)
+        new = Ledger(claim, dataset, tuple(applied)).value(row, "memory")
+        if abs(new - total) > CHANGE:
+            steps.append((fix.id, new - total))
+            total = new
+    measured = (bench.peak_bytes(bench.place(dataset, row.id, execution)) or 0) / MIB
+    return [*steps, ("what no ledger counts", measured - total), (f"measured, {execution}", measured)]
+
+
+def waterfall_figure(bench: Bench, execution: str) -> Figure:
+    """Return horizontal bars from the published cell over each correction to the measured peak, in MiB."""
+    claim = bench.claim
+    steps = waterfall_steps(bench, execution)
+    figure, (axes,) = new_figure(8.0, 1.2 + 0.42 * len(steps))
+    left = 0.0
+    last = len(steps) - 1
+    for number, (_, size) in enumerate(steps):
+        whole = number in (0, last)
+        colour = {0: PUBLISHED, last: MEASURED, last - 1: REST}.get(number, CORRECTION)
+        start = 0.0 if whole else left
+        axes.barh(number, size, left=start, height=0.68, color=colour)
+        end = max(start, start + size)
+        axes.annotate(
+            f"{size:.1f}" if whole else f"{size:+.1f}", (end, number), (4, 0), textcoords="offset points", va="center"
+        )
+        if not whole:
+            axes.plot([left, left], [number - 1.34, number + 0.34], color="#888888", linewidth=0.7)
+        left = size if whole else left + size
+    axes.set_yticks(range(len(steps)), [name for name, _ in steps])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.14 * max(axes.get_xlim()[1], 1.0))
+    axes.set_xlabel(f"{claim.row(claim.waterfall).label} on {claim.datasets[claim.headline.dataset].title} (MiB)")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    return figure

@@ -1,0 +1,270 @@
+"""The tables of a claim's page. Published, recomputed and measured numbers have columns of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.results import ROLES
+from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
+from reports.claims.measured import Bench, Level, Place
+from reports.tables import markdown_table
+from reports.units import UNDEFINED, count, mib
+
+CHANGE = 0.05
+"""MB below which a correction has left a cell alone."""
+
+
+def recomputed_table(claim: Claim, quantity: Quantity) -> str:
+    """Return every cell as published, recomputed, and the error of that: MB, or percent of the FLOPs."""
+    formula = ["class", "formula"] if quantity == "memory" else ["formula"]
+    headers = ["row", *formula]
+    for dataset in claim.datasets.values():
+        unit = "MB" if quantity == "memory" else f"{dataset.flops_unit:.0e} FLOPs".replace("e+", "e")
+        headers += [f"{dataset.title}, published {unit}", "recomputed", "error" + ("" if unit == "MB" else " %")]
+    rows = []
+    for row in claim.rows:
+        own = row.formula(quantity)
+        cells = [row.label, *([own.kind] if quantity == "memory" else []), f"`{own.formula}`"]
+        for name in claim.datasets:
+            published, value, error = recomputed(claim, row, quantity, name)
+            digits = 1 if quantity == "memory" else 2
+            cells += [_number(published, 1), _number(value, digits), _error(error, quantity)]
+        rows.append(cells)
+    return markdown_table(headers, rows, left=1 + len(formula))
+
+
+def recomputed(claim: Claim, row: Row, quantity: Quantity, dataset: str) -> tuple[float | None, float, float | None]:
+    """Return one cell as published and recomputed, in the published unit, and the error: in MB, or as a fraction."""
+    unit = 1.0 if quantity == "memory" else claim.datasets[dataset].flops_unit
+    value = Ledger(claim, dataset).value(row, quantity) / unit
+    cells = row.published.get(dataset)
+    published = None if cells is None else getattr(cells, quantity)
+    if published is None:
+        return None, value, None
+    return published, value, value - published if quantity == "memory" else value / published - 1
+
+
+def within_tolerance(claim: Claim, quantity: Quantity) -> tuple[int, int]:
+    """Return how many published cells are hit, and how many there are."""
+    limit = getattr(claim.tolerance, quantity) + 1e-9
+    errors = [recomputed(claim, row, quantity, name)[2] for row in claim.rows for name in claim.datasets]
+    known = [error for error in errors if error is not None]
+    return sum(abs(error) <= limit for error in known), len(known)
+
+
+def headline_ratio(claim: Claim, fixes: Sequence[Fix] = ()) -> float:
+    """Return the claimed ratio by the published ledger with some corrections."""
+    ledger = Ledger(claim, claim.headline.dataset, tuple(fixes))
+    larger, smaller = (claim.row(name) for name in (claim.headline.larger, claim.headline.smaller))
+    return ledger.value(larger, "memory") / ledger.value(smaller, "memory")
+
+
+def fixes_table(claim: Claim) -> str:
+    """Return what each correction does by itself, and what all of them do: the rows that change, and the headline."""
+    ratio = f"{claim.row(claim.headline.larger).label} / {claim.row(claim.headline.smaller).label}"
+    headers = ["correction", "what the ledger leaves out", *(shape.title for shape in claim.datasets.values()), ratio]
+    rows = []
+    for fix in claim.fixes:
+        cells = [_changes(claim, name, (fix,)) or "no change" for name in claim.datasets]
+        rows.append([f"`{fix.id}`", fix.text, *cells, f"{headline_ratio(claim, [fix]):.2f}"])
+    rows.append(["all", "", *(["see below"] * len(claim.datasets)), f"{headline_ratio(claim, claim.fixes):.2f}"])
+    return markdown_table(headers, rows, left=2 + len(claim.datasets))
+
+
+def _changes(claim: Claim, dataset: str, fixes: tuple[Fix, ...]) -> str:
+    before, after = Ledger(claim, dataset), Ledger(claim, dataset, fixes)
+    changed: dict[str, list[str]] = {}
+    for row in claim.rows:
+        old, new = before.value(row, "memory"), after.value(row, "memory")
+        if abs(new - old) > CHANGE:
+            changed.setdefault(f"{old:.1f} → {new:.1f}", []).append(row.label)
+    return "; ".join(f"{', '.join(labels)} {change}" for change, labels in changed.items())
+
+
+def corrected_table(claim: Claim, fixes: Sequence[Fix]) -> str:
+    """Return every memory cell as published and by the ledger with the corrections given, in MB."""
+    headers = ["row"]
+    for dataset in claim.datasets.values():
+        headers += [f"{dataset.title}, published MB", "corrected ledger MB"]
+    rows = []
+    for row in claim.rows:
+        cells = [row.label]
+        for name in claim.datasets:
+            published, _, _ = recomputed(claim, row, "memory", name)
+            cells += [_number(published, 1), f"{Ledger(claim, name, tuple(fixes)).value(row, 'memory'):.1f}"]
+        rows.append(cells)
+    return markdown_table(headers, rows)
+
+
+def measured_table(bench: Bench) -> str:
+    """Return the measured peaks of every row and execution, beside the published cell."""
+    claim = bench.claim
+    headers = ["row", "execution"]
+    for dataset in claim.datasets.values():
+        headers += [f"{dataset.title}, published MB", "tensor peak MiB", "process peak MiB"]
+    rows = []
+    for row in claim.rows:
+        for execution in row.measured:
+            cells = [row.label, execution]
+            for name in claim.datasets:
+                place = bench.place(name, row.id, execution)
+                published, _, _ = recomputed(claim, row, "memory", name)
+                cells += [_number(published, 1), _peak(bench, place, "tensor"), _peak(bench, place, "process")]
+            rows.append(cells)
+    return markdown_table(headers, rows, left=2)
+
+
+def roles_table(bench: Bench, dataset: str) -> str:
+    """Return the measured bytes by role at the peak of every row and execution, in MiB; empty without any."""
+    rows = []
+    for row, execution, place in _places(bench, dataset):
+        run = bench.runs.get(place)
+        if run is not None and run.footprint is not None:
+            held = run.footprint.at_peak
+            rows.append([row.label, execution, *(mib(held.get(role, 0)) for role in ROLES), mib(sum(held.values()))])
+    return markdown_table(["row", "execution", *ROLES, "sum"], rows, left=2)
+
+
+def flops_table(bench: Bench, dataset: str) -> str:
+    """Return FLOPs: the published and recomputed cell of a whole run, and what one step was counted to take."""
+    claim = bench.claim
+    unit = claim.datasets[dataset].flops_unit
+    base = _flops(bench, bench.place(dataset, claim.against[0], "plain"))
+    first = claim.row(claim.against[0])
+    reference, _, _ = recomputed(claim, first, "flops", dataset)
+    label = first.label
+    headers = ["row", "execution", f"published, {unit:.0e}".replace("e+", "e"), "recomputed", f"published / {label}"]
+    headers += ["measured, one step, 1e9", f"measured / {label}"]
+    rows = []
+    for row, execution, place in _places(bench, dataset):
+        published, value, _ = recomputed(claim, row, "flops", dataset)
+        flops = _flops(bench, place)
+        relative = None if published is None or not reference else published / reference
+        counted = bench.shown(place) if flops is None else f"{flops / 1e9:,.1f}"
+        ratio = "" if flops is None or not base else f"{flops / base:.2f}"
+        rows.append([row.label, execution, _number(published, 1), f"{value:.2f}", _number(relative, 2), counted, ratio])
+    return markdown_table(headers, rows, left=2)
+
+
+def ratio_table(bench: Bench, dataset: str, level: Level) -> str:
+    """Return how often every row's peak goes into that of the rows that the claim compares with.
+
+    The larger peak is of the same execution where its row has it, else plain.
+    """
+    claim = bench.claim
+    headers = ["row", "execution", *(f"{claim.row(name).label} /" for name in claim.against)]
+    rows = []
+    for row, execution, place in _places(bench, dataset):
+        cells = []
+        for name in claim.against:
+            ratio = bench.ratio(rival(bench, name, place), place, level)
+            cells.append("not measured" if ratio is None else f"{ratio:.2f}")
+        rows.append([row.label, execution, *cells])
+    return markdown_table(headers, rows, left=2)
+
+
+def published_ratio_table(claim: Claim, dataset: str) -> str:
+    """Return the same ratios from the published cells."""
+    headers = ["row", *(f"{claim.row(name).label} /" for name in claim.against)]
+    rows = []
+    for row in claim.rows:
+        own, _, _ = recomputed(claim, row, "memory", dataset)
+        cells = [row.label]
+        for name in claim.against:
+            larger, _, _ = recomputed(claim, claim.row(name), "memory", dataset)
+            cells.append(UNDEFINED if own is None or larger is None else f"{larger / own:.2f}")
+        rows.append(cells)
+    return markdown_table(headers, rows)
+
+
+def surface_table(bench: Bench) -> str:
+    """Return the ratio of each compared row over the headline's smaller row, over batch and replay sizes.
+
+    Ratios that reach the claimed one are bold.
+    """
+    claim = bench.claim
+    batches = batch_sizes(bench)
+    headers = ["data set", "larger", f"over {claim.row(claim.headline.smaller).title}", "replayed"]
+    rows = []
+    for name, dataset in claim.datasets.items():
+        for smaller in smaller_rows(claim):
+            for larger in claim.against:
+                for replays in (False, True) if claim.row(larger).replays else (False,):
+                    cells = []
+                    for batch in batches:
+                        ratio = surface_ratio(bench, name, larger, smaller, batch, whole_batch=replays)
+                        text = "not measured" if ratio is None else f"{ratio:.2f}"
+                        cells.append(f"**{text}**" if ratio and ratio >= claim.headline.value else text)
+                    drawn = str(claim.conditions.replay_size) if not replays else "a batch"
+                    shown = drawn if claim.row(larger).replays else UNDEFINED
+                    rows.append([dataset.title, claim.row(larger).label, claim.row(smaller).label, shown, *cells])
+    return markdown_table([*headers, *(f"batch {batch}" for batch in batches)], rows, left=4)
+
+
+def smaller_rows(claim: Claim) -> list[str]:
+    """Return the headline's smaller row and those of the same title, e.g. its dense one."""
+    title = claim.row(claim.headline.smaller).title
+    return [row.id for row in claim.rows if row.title == title]
+
+
+def batch_sizes(bench: Bench) -> list[int]:
+    """Return every batch size at which anything was measured."""
+    return sorted({place.batch_size for place in (*bench.runs, *bench.failed)})
+
+
+def surface_ratio(
+    bench: Bench, dataset: str, larger: str, smaller: str, batch_size: int, whole_batch: bool
+) -> float | None:
+    """Return the ratio of two plain rows at a batch size, replaying as many samples as the claim or as the batch."""
+    replay = batch_size if whole_batch else bench.claim.conditions.replay_size
+    one, other = (bench.place(dataset, row, "plain", batch_size, replay) for row in (larger, smaller))
+    return bench.ratio(one, other)
+
+
+def rival(bench: Bench, row: str, place: Place) -> Place:
+    """Return what a place is compared with: the row in the same execution where the claim knows one, else plain."""
+    known = bench.claim.row(row).measured
+    return bench.place(place.dataset, row, place.execution if place.execution in known else "plain")
+
+
+def provenance_table(bench: Bench) -> str:
+    """Return every run behind the page: where it lies, its peak in bytes, and the batches it consumed."""
+    rows = [
+        [
+            bench.claim.datasets[place.dataset].title,
+            bench.claim.row(place.row).label,
+            place.execution,
+            str(place.batch_size),
+            str(place.replay_size or UNDEFINED),
+            count(bench.peak_bytes(place)),
+            run.fingerprint or "not recorded",
+            run.run_id,
+        ]
+        for place, run in sorted(bench.runs.items())
+    ]
+    headers = ["data set", "row", "execution", "batch", "replayed", "tensor peak B", "fingerprint", "run"]
+    return markdown_table(headers, rows, left=3, last="left")
+
+
+def _places(bench: Bench, dataset: str) -> list[tuple[Row, str, Place]]:
+    return [(row, name, bench.place(dataset, row.id, name)) for row in bench.claim.rows for name in row.measured]
+
+
+def _peak(bench: Bench, place: Place, level: Level) -> str:
+    peak = bench.peak_bytes(place, level)
+    return bench.shown(place) if peak is None else mib(peak)
+
+
+def _flops(bench: Bench, place: Place) -> int | None:
+    run = bench.runs.get(place)
+    return None if run is None else run.flops_per_step
+
+
+def _number(value: float | None, digits: int) -> str:
+    return UNDEFINED if value is None else f"{value:.{digits}f}"
+
+
+def _error(error: float | None, quantity: Quantity) -> str:
+    if error is None:
+        return UNDEFINED
+    return f"{error:+.2f}" if quantity == "memory" else f"{100 * error:+.1f}"

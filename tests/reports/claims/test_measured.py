@@ -1,0 +1,223 @@
+"""Which runs measure a claim's rows, which may stand in one table, and what the page makes of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.results import RunResult, save_result
+from reports.cells import sections
+from reports.claims.claim import Claim, load_claim
+from reports.claims.measured import Bench, Place, benches, load_benches
+from reports.claims.page import claim_json, page, short, terminal
+from reports.claims.plots import draw_claim, surface_lines, waterfall_steps
+from reports.claims.tables import measured_table, ratio_table, surface_table
+from reports.claims.verdict import verdict
+from reports.markdown import report_text
+
+MakeRun = Callable[..., RunResult]
+SHAPE: dict[str, Any] = {"width": 64, "stream": "synthetic-tinyimagenet", "buffer_size": 15, "replay_size": 15}
+
+
+@pytest.fixture(scope="module")
+def claim() -> Claim:
+    return load_claim("lightcl")
+
+
+@pytest.fixture
+def run(memory_run: MakeRun) -> MakeRun:
+    def make(method: str, mib: float, **changes: Any) -> RunResult:
+        config = {"config": {"trunk": "frozen"}} if method.startswith("lightcl") else {}
+        result = memory_run(method, {"parameters": 40.0, "activations": mib - 40}, **{**SHAPE, **config, **changes})
+        defaults = {"sparsity": 0.9, "trunk": "task0"}
+        result.method_config = {**defaults, **result.spec.config}
+        return result
+
+    return make
+
+
+@pytest.fixture
+def runs(run: MakeRun) -> list[RunResult]:
+    """SparCL-DER++ and both LightCL rows at two batch sizes, and SGD."""
+    peaks = {"sgd": 640.0, "sparcl-derpp": 1200.0, "lightcl": 200.0, "lightcl-sparse": 200.0}
+    made = [run(method, mib) for method, mib in peaks.items()]
+    made += [run(method, 2 * mib, batch_size=64) for method, mib in peaks.items() if method != "lightcl-sparse"]
+    return [*made, run("lightcl-sparse", 210.0, batch_size=64)]
+
+
+def only(claim: Claim, runs: list[RunResult]) -> Bench:
+    (bench,) = benches(claim, runs)
+    return bench
+
+
+def test_a_run_belongs_to_the_row_whose_method_and_settings_it_has(claim: Claim, run: MakeRun) -> None:
+    made = [
+        run("sparcl-derpp", 1.0),
+        run("sparcl-derpp", 1.0, config={"sparsity": 0.75}),
+        run("lightcl", 1.0, config={"trunk": "frozen", "boundary": "layer3.1"}),
+        run("lightcl", 1.0, config={}),
+        run("lightcl@released", 1.0),
+        run("ewc", 1.0, config={"fisher_samples": 8}),
+        run("sgd", 1.0, width=16),
+        run("sgd", 1.0, stream="split-fashion-mini"),
+        run("er", 1.0, buffer_size=200, replay_size=32),
+    ]
+    assert set(only(claim, made).runs) == {
+        Place("tinyimagenet", "sparcl-derpp", "plain", 32, 15),
+        Place("tinyimagenet", "lightcl", "released", 32, 0),
+        Place("tinyimagenet", "ewc", "plain", 32, 0),
+    }
+
+
+def test_what_was_not_measured_or_failed_says_so(claim: Claim, run: MakeRun) -> None:
+    bench = only(claim, [run("sgd", 640.0), run("derpp", 1.0, status="oom", reason="killed")])
+    table = {line.split("|")[1].strip(): line for line in measured_table(bench).splitlines()}
+    assert "640.0" in table["SGD"]
+    assert table["DER++"].count("oom") == 2
+    assert table["DER++"].count("not measured") == 2, "the other data set"
+    assert "not measured" in ratio_table(bench, "tinyimagenet", "tensor")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"environment": {"torch": "2.13.0", "device": "another"}}, "device differs: 'a processor' in sgd"),
+        ({"environment": {"torch": "2.11.0", "device": "a processor"}}, "torch differs"),
+        ({"stream": "split-tinyimagenet"}, "stream differs"),
+        ({"weights": "trunk@0123"}, "weights differs"),
+        ({"fingerprint": "beef"}, "fingerprint differs"),
+        ({"data_digest": "beef"}, "data_digest differs"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_by_name(
+    claim: Claim, run: MakeRun, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        benches(claim, [run("sgd", 640.0), run("er", 900.0, **changes)])
+
+
+def test_two_runs_of_one_cell_must_agree_to_the_byte(claim: Claim, run: MakeRun) -> None:
+    peak = run("sgd", 640.0, measure="peak")
+    peak.footprint = peak.process = None
+    kept = only(claim, [peak, run("sgd", 640.0)])
+    assert [run.spec.measure for run in kept.runs.values()] == ["memory"], "which says more of the same cell"
+    with pytest.raises(UsageError, match="the tensor peak of sgd on tinyimagenet differs"):
+        benches(claim, [run("sgd", 640.0), run("sgd", 641.0, seed=1)])
+
+
+def test_the_verdict_says_what_was_claimed_recomputed_and_measured(claim: Claim, runs: list[RunResult]) -> None:
+    sentences = verdict(claim, benches(claim, runs))
+    text = "\n".join(sentences)
+    assert "Claimed: 6.16x. It is 536.8 MB (SparCL-DER++ 0.9) over 87.1 MB (LightCL 0.9) on TinyImageNet" in text
+    assert "22 of 22 memory cells are recomputed within 0.05 MB and 22 of 22 FLOPs cells within 3.2 %" in text
+    assert "The headline's denominator is of class C." in text
+    assert "hold 1,200.0 and 200.0 MiB on TinyImageNet, 6.00x (2.25x for the whole process)" in text
+    assert "Not measured on cpu: the headline's rows in execution `released`." in text
+    assert "6.16x is reached in 1 of 8 measured combinations" in text
+    assert "SparCL-DER++ 0.9 over LightCL 0.9 on TinyImageNet at batch 64" in text
+    assert "at most 16.00x below SGD on TinyImageNet (40.0 of 640.0 MiB)" in text
+
+
+def test_without_results_the_verdict_names_the_suites_that_would_measure_it(claim: Claim) -> None:
+    assert "`clmem run table1-memory`" in verdict(claim, [])[-1]
+    assert "Measured on" not in page(claim, [])
+
+
+def test_ratios_that_reach_the_claim_are_bold(claim: Claim, runs: list[RunResult]) -> None:
+    table = surface_table(only(claim, runs))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    (row,) = [row for row in rows if row[:4] == ["TinyImageNet", "SparCL-DER++ 0.9", "LightCL 0.9", "15"]]
+    assert row[4:] == ["6.00", "**11.43**"]
+
+
+def test_released_rows_are_compared_with_released_ones_where_there_are_any(claim: Claim, run: MakeRun) -> None:
+    made = [run("sgd", 600.0), run("sparcl-derpp", 1200.0), run("sparcl-derpp@released", 1280.0)]
+    table = ratio_table(only(claim, [*made, run("lightcl@released", 320.0)]), "tinyimagenet", "tensor")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert ["LightCL", "released", "1.88", "not measured", "not measured", "4.00"] in rows
+
+
+def test_the_object_holds_all_44_cells_and_every_measurement(claim: Claim, runs: list[RunResult]) -> None:
+    found = claim_json(claim, benches(claim, runs), [claim.fix("ewc-two-copies")])
+    json.dumps(found)
+    assert len(found["cells"]) == 44
+    assert all(cell["within_tolerance"] for cell in found["cells"])
+    assert len(found["measured"]) == len(runs)
+    corrected = {(cell["row"], cell["dataset"]): cell["memory"] for cell in found["corrected"]}
+    assert corrected["ewc", "cifar10"] == pytest.approx(238.66)
+    assert found["headline"]["recomputed"] == pytest.approx(6.165, abs=0.001)
+
+
+def test_the_terminal_has_80_columns(claim: Claim, runs: list[RunResult]) -> None:
+    for fixes in ([], claim.fixes):
+        assert max(map(len, terminal(claim, benches(claim, runs), fixes).splitlines())) <= 80
+
+
+def test_the_page_keeps_published_recomputed_and_measured_apart(claim: Claim, runs: list[RunResult]) -> None:
+    text = page(claim, benches(claim, runs), [claim.fix("all-activations")])
+    assert "### Together: `all-activations`" in text
+    assert "not derivable from what is published" in text
+    assert "## Measured on cpu (a processor)" in text
+    header = next(line for line in text.splitlines() if "tensor peak MiB" in line)
+    assert [cell.strip() for cell in header.strip("|").split("|")][2:5] == [
+        "CIFAR-10, published MB",
+        "tensor peak MiB",
+        "process peak MiB",
+    ]
+
+
+def test_the_waterfall_leads_from_the_published_cell_to_the_measured_peak(claim: Claim, runs: list[RunResult]) -> None:
+    steps = waterfall_steps(only(claim, runs), "plain")
+    assert steps[0] == ("published", 87.1)
+    assert steps[-1] == ("measured, plain", pytest.approx(200.0))
+    assert sum(size for _, size in steps[:-1]) == pytest.approx(200.0)
+
+
+def test_plots_are_drawn_where_there_are_numbers(claim: Claim, runs: list[RunResult], tmp_path: Path) -> None:
+    bench = only(claim, runs)
+    assert set(surface_lines(bench)) == {("tinyimagenet", "sgd", False), ("tinyimagenet", "sparcl-derpp", False)}
+    drawn = draw_claim(claim, [bench], tmp_path)
+    assert [name for _, name in drawn] == ["lightcl-cpu-ratio", "lightcl-cpu-waterfall"]
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for _, name in drawn)
+    assert draw_claim(claim, [], tmp_path / "none") == []
+
+
+def test_a_report_says_what_its_runs_mean_for_a_claim(claim: Claim, runs: list[RunResult], run: MakeRun) -> None:
+    assert "## The claim: LightCL" in report_text(sections(runs))
+    assert "\n".join(short(claim, benches(claim, runs))).count("6.16x") > 1
+    assert "## The claim" not in report_text(sections([run("sgd", 640.0)]))
+
+
+def test_a_report_of_runs_that_a_claim_cannot_compare_says_why(runs: list[RunResult]) -> None:
+    runs[0].environment = {**runs[0].environment, "torch": "2.11.0"}
+    text = report_text(sections(runs))
+    assert "Not compared with the claim" in text
+    assert "torch differs" in text
+
+
+def test_a_directory_without_results_is_refused(claim: Claim, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no results"):
+        load_benches(claim, [tmp_path])
+
+
+def test_the_command_writes_the_page_and_needs_no_torch(tmp_path: Path, runs: list[RunResult]) -> None:
+    for result in runs:
+        save_result(tmp_path, result)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from bench.cli import main\n"
+        f"sys.argv = ['clmem', 'claims', '--results', {str(tmp_path)!r}, '--out', {str(tmp_path / 'page')!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Claimed: 6.16x" in done.stdout
+    assert (tmp_path / "page" / "lightcl.md").read_text(encoding="utf-8").startswith("# The claim")
+    assert (tmp_path / "page" / "plots" / "lightcl-cpu-ratio.svg").exists()
