@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Term
+from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
 from methods.parts.reservoir import Reservoir
 
 
@@ -39,6 +39,7 @@ class DERpp(Method):
     uses_buffer = True
     checkpointed = ("buffer",)
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        **searched(lr=0.03, alpha=0.3),
         "split-tinyimagenet": {"beta": 1.0},
         "synthetic-tinyimagenet": {"beta": 1.0},
     }

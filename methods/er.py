@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Term
+from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
 from methods.parts.reservoir import Reservoir
 
 
@@ -34,6 +34,7 @@ class ER(Method):
     name = "er"
     uses_buffer = True
     checkpointed = ("buffer",)
+    tuned = searched(lr=0.03)
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term
+from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
 from methods.parts.task_buffer import TaskBuffer
 
 
@@ -45,6 +45,7 @@ class FDR(Method):
     name = "fdr"
     uses_buffer = True
     checkpointed = ("buffer",)
+    tuned = searched(lr=0.03, alpha=1.0)
 
     class Config(Method.Config):
         """Hyper-parameters."""

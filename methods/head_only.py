@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from methods.base import searched
 from methods.tail_sgd import TailSGD
 
 
@@ -21,6 +22,7 @@ class HeadOnly(TailSGD):
     """Learn every batch as it comes, with the linear layer alone."""
 
     name = "head-only"
+    tuned = searched(lr=0.06)
 
     class Config(TailSGD.Config):
         """Hyper-parameters."""

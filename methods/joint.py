@@ -15,7 +15,7 @@ from functools import partial
 
 from pydantic import Field
 
-from methods.base import Batch, Method, Step, Term
+from methods.base import Batch, Method, Step, Term, searched
 
 
 class Joint(Method):
@@ -23,6 +23,7 @@ class Joint(Method):
 
     name = "joint"
     joint = True
+    tuned = searched(lr=0.1)
 
     class Config(Method.Config):
         """Hyper-parameters."""

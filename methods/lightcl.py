@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk
+from methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk, searched
 from methods.parts.channels import top_channels
 from methods.parts.reservoir import Reservoir
 from methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
@@ -57,6 +57,7 @@ class LightCL(Method):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "released": {"weight_masks": "float32", "trunk_bn": "train", "evaluation_graph": True}
     }
+    tuned = searched(lr=0.03, beta=2e-4)
 
     class Config(TailConfig):
         """Hyper-parameters; defaults of the released code unless noted."""

@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Setting
+from methods.base import Setting, searched
 from methods.lightcl import LightCL
 from methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
 
@@ -51,6 +51,7 @@ class LightCLSparse(LightCL):
             "evaluation_graph": True,
         }
     }
+    tuned = searched(lr=0.03, beta=2e-4)
 
     class Config(LightCL.Config):
         """Hyper-parameters; defaults of the released code unless noted."""

@@ -37,7 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term
+from methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term, searched
 from methods.parts.columns import Column
 
 
@@ -47,6 +47,7 @@ class PNN(Method):
     name = "pnn"
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
+    tuned = searched(lr=0.06)
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -14,13 +14,14 @@ from functools import partial
 
 from pydantic import Field
 
-from methods.base import Batch, Method, Step, Term
+from methods.base import Batch, Method, Step, Term, searched
 
 
 class SGD(Method):
     """Learn every batch as it comes."""
 
     name = "sgd"
+    tuned = searched(lr=0.01)
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -11,7 +11,7 @@ and the masks come on top.
 
 Differs from the paper / the released code in:
 - what `sparcl_er.py` lists, with `derpp` for `er` and `sparcl-derpp@released` for `sparcl-er@released`.
-- alpha and beta are those of the released code on every stream; `derpp` is tuned by stream.
+- beta is that of the released code on every stream; `derpp` is tuned by stream.
 - three forwards, two independent draws and a mean squared error over samples and classes, as in `derpp`.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from methods.base import Batch, Setting, Step
+from methods.base import Batch, Setting, Step, searched
 from methods.derpp import dark_replay
 from methods.parts.sparcl import SparCL
 
@@ -30,6 +30,7 @@ class SparCLDERpp(SparCL):
     """Learn what is left of the batch, and replayed logits and labels, under masks."""
 
     name = "sparcl-derpp"
+    tuned = searched(lr=0.1, alpha=0.3)
 
     class Config(SparCL.Config):
         """Hyper-parameters."""

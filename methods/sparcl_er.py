@@ -30,7 +30,7 @@ from functools import partial
 
 import torch
 
-from methods.base import Batch, Step, Term
+from methods.base import Batch, Step, Term, searched
 from methods.parts.sparcl import SparCL
 
 
@@ -38,6 +38,7 @@ class SparCLER(SparCL):
     """Learn what is left of the batch together with replayed samples, under masks."""
 
     name = "sparcl-er"
+    tuned = searched(lr=0.06)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """One term on the concatenation; in task 0 on what is left of the batch alone."""

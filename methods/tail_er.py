@@ -10,7 +10,7 @@ Beside LightCL it tells what a few genuinely old images are worth when they are 
 
 from __future__ import annotations
 
-from methods.base import Setting, Task
+from methods.base import Setting, Task, searched
 from methods.er import ER
 from methods.parts.trunk import TailConfig, frozen_trunk
 
@@ -19,6 +19,7 @@ class TailER(ER):
     """Learn the batch together with replayed samples, with the tail of the network."""
 
     name = "tail-er"
+    tuned = searched(lr=0.03)
 
     class Config(ER.Config, TailConfig):
         """Hyper-parameters."""

@@ -13,7 +13,7 @@ from functools import partial
 
 from pydantic import Field
 
-from methods.base import Batch, Method, Setting, Step, Task, Term
+from methods.base import Batch, Method, Setting, Step, Task, Term, searched
 from methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -21,6 +21,7 @@ class TailSGD(Method):
     """Learn every batch as it comes, with the tail of the network."""
 
     name = "tail-sgd"
+    tuned = searched(lr=0.01)
 
     class Config(TailConfig):
         """Hyper-parameters."""

@@ -8,7 +8,7 @@ import pytest
 
 from bench.tune import SEARCH, Search, load_search, score, table
 from harness.errors import UsageError
-from harness.registry import method_config, method_names
+from harness.registry import method_class, method_config, method_names
 from harness.results import RunResult
 
 
@@ -55,3 +55,16 @@ def test_the_table_shows_every_candidate_and_marks_the_best() -> None:
     }
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(chosen, results).splitlines()[2:]]
     assert rows == [["sgd", "lr=0.1", "20.0", "80.0", "50.0"], ["sgd", "lr=0.2", "30.0", "80.0", "55.0 **best**"]]
+
+
+def test_every_methods_tuned_values_are_those_that_won_the_published_search() -> None:
+    table = (SEARCH.parents[1] / "reports" / "published" / "tuning.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "**best**" in line]
+    assert {row[0] for row in rows} == set(load_search(SEARCH).grid)
+    for method, candidate, *_ in rows:
+        won = dict(part.split("=") for part in candidate.split(", "))
+        for stream in ("split-fashion-mini", "split-fashion-mnist"):
+            values = method_class(method).tuned[stream]
+            assert {key: str(value) for key, value in values.items()} == {
+                key: value for key, value in won.items() if key != "fisher_samples"
+            }, method

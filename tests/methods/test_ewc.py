@@ -243,16 +243,16 @@ def test_weighting_single_samples_is_refused_where_there_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "strength"),
+    ("stream", "strength", "lr"),
     [
-        ("split-cifar10", 10),
-        ("synthetic-cifar10", 10),
-        ("split-tinyimagenet", 25),
-        ("synthetic-tinyimagenet", 25),
-        ("split-fashion-mini", 1),
-        ("split-fashion-mnist", 1),
+        ("split-cifar10", 10, 0.03),
+        ("synthetic-cifar10", 10, 0.03),
+        ("split-tinyimagenet", 25, 0.03),
+        ("synthetic-tinyimagenet", 25, 0.03),
+        ("split-fashion-mini", 10, 0.01),
+        ("split-fashion-mnist", 10, 0.01),
     ],
 )
-def test_the_strength_is_tuned_by_stream(stream: str, strength: float) -> None:
+def test_the_strength_is_tuned_by_stream(stream: str, strength: float, lr: float) -> None:
     config = method_config(RunSpec(method="ewc", stream=stream)).model_dump()
-    assert (config["strength"], config["gamma"], config["lr"]) == (strength, 1.0, 0.03)
+    assert (config["strength"], config["gamma"], config["lr"]) == (strength, 1.0, lr)
