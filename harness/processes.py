@@ -20,11 +20,19 @@ from typing import IO, Any
 import psutil
 from memory_profiler import memory_usage
 
-from harness.job import Job, Outcome
-from harness.memory.process import PINNED_MALLOC
+from harness.job import Job, Outcome, Pass
+from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
 
 BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.bootstrap import main; main()"
 """Not `-m harness.bootstrap`: that would search the current folder first, where a folder `methods` may hide ours."""
+
+MALLOC: dict[Pass, dict[str, str]] = {
+    "process": PINNED_MALLOC,
+    "truth": KEEPING_MALLOC,
+    "attribution": KEEPING_MALLOC,
+}
+"""What malloc does with freed blocks, by pass. Counting allocations does not depend on it; an accuracy run, whose process
+peak is that of an ordinary process, keeps glibc's defaults."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -96,7 +104,7 @@ class Workers:
             "CLMEM_PARENT": str(os.getpid()),
             "OMP_NUM_THREADS": str(self._threads),
             "KINETO_LOG_LEVEL": "5",
-            **(PINNED_MALLOC if job.what == "process" else {}),
+            **MALLOC.get(job.what, {}),
         }
 
 
