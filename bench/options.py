@@ -24,6 +24,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Samples per training batch.
 BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
 ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
+Execution = Annotated[
+    str | None, typer.Option(help="How steps are carried out: plain, lean, or techniques as key=value,key=value.")
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
 Weights = Annotated[
     Path | None, typer.Option(help="Pretrained weights to start from (safetensors, or a saved state dict).")

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import UsageError
-from harness.execution import Execution, Monitor
+from harness.execution.monitor import Monitor
+from harness.execution.step import Execution
 from harness.networks import build_network
 from harness.registry import method_class, method_config
 from harness.spec import NOWHERE, RunSpec, Sources, weights_label
 from harness.streams import open_stream
 from harness.streams.stream import TaskStream
+from harness.techniques import techniques
 from methods.base import Method, Network, Setting
 
 
@@ -52,7 +54,7 @@ def build(
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
     weights = None if spec.weights is None else _load_weights(network, spec.weights, sources)
-    execution = Execution(monitor)
+    execution = Execution(monitor, techniques(spec.execution, cls.lean))
     setting = Setting(
         network=network,
         executor=execution,

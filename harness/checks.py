@@ -6,7 +6,7 @@ import torch
 
 from harness.build import build
 from harness.errors import UsageError, nearest
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.registry import method_class
 from harness.spec import NOWHERE, TARGETS, RunSpec, Sources
 from harness.streams import prepare

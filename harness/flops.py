@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.build import Run, build
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.spec import RunSpec, Sources
 
 READ_A_VALUE = (NotImplementedError, RuntimeError, TypeError)

@@ -6,6 +6,8 @@ is one 3x3 convolution of stride 1 and no pooling, as everywhere in the continua
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,15 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, channels_in, h, w] to [n, channels_out, h / stride, w / stride]."""
-        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.second(self.first(x), x)
+
+    def first(self, x: Tensor) -> Tensor:
+        """Return what lies between the two convolutions, [n, channels_out, h / stride, w / stride]."""
+        return self.relu1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
+
+    def second(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the block's output from what lies between and from its input, which the shortcut takes."""
+        y = self.bn2(self.conv2(y))
         return self.relu2(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
 
 
@@ -83,6 +93,16 @@ class ResNet18(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Map images [n, 3, H, W] to logits [n, classes]."""
         return self.run(x)
+
+    def is_divisible(self, stage: str) -> bool:
+        """Return whether a stage has parts: a block has two."""
+        return stage not in ("stem", "fc")
+
+    def run_parts(self, stage: str, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Run a block, each of its two convolutions with what follows it by `run(function, *inputs)`."""
+        block = self.get_submodule(stage)
+        assert isinstance(block, BasicBlock)
+        return run(block.second, run(block.first, x), x)
 
     def stage_index(self, boundary: str) -> int:
         """Return the position of a boundary. Raises UsageError with the nearest names."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.build import build
 from harness.checkpoint import Checkpoint
 from harness.environment import environment
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.streams import prepare
 from harness.streams.stream import TaskStream

@@ -31,8 +31,8 @@ MALLOC: dict[Pass, dict[str, str]] = {
     "truth": KEEPING_MALLOC,
     "attribution": KEEPING_MALLOC,
 }
-"""What malloc does with freed blocks, by pass. Counting allocations does not depend on it; an accuracy run, whose process
-peak is that of an ordinary process, keeps glibc's defaults."""
+"""What malloc does with freed blocks, by pass. Counting allocations does not depend on it; accuracy runs keep glibc's
+defaults, for their process peak is to be that of an ordinary process."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 

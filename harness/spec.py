@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError, nearest
+from harness.techniques import PLAIN, canonical
 
 Scalar = bool | int | float | str
 Measured = Literal["memory", "peak", "accuracy"]
@@ -51,6 +52,7 @@ class RunSpec(Conditions):
     """One run of one method over one stream.
 
     method: its name, or name@preset. config: overrides of the method's typed hyper-parameters.
+    execution: how steps are carried out: `plain`, `lean` (the method's preset) or techniques as `key=value,key=value`.
     measure: `memory` (short schedule under the ledger, no seed to average over), `peak` (of that the truth pass alone)
     or `accuracy` (the full stream).
     """
@@ -59,18 +61,21 @@ class RunSpec(Conditions):
     config: Annotated[dict[str, Scalar], AfterValidator(_sorted_items)] = Field(default_factory=dict)
     stream: str = "split-fashion-mini"
     seed: int = Field(0, ge=0)
+    execution: Annotated[str, AfterValidator(canonical)] = PLAIN
     measure: Measured = "memory"
 
     def digest(self) -> str:
         """Return eight hex digits that change with any field."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        described = self.model_dump(mode="json", exclude={"execution"} if self.execution == PLAIN else None)
+        text = json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def run_id(self) -> str:
         """Return a file-name-safe name, readable first and unique by its digest."""
         part = f"seed{self.seed}" if self.measure == "accuracy" else self.measure
-        return f"{self.method}--{self.stream}--{part}--{self.digest()}"
+        lean = "" if self.execution == PLAIN else "--lean"
+        return f"{self.method}--{self.stream}{lean}--{part}--{self.digest()}"
 
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what a memory run and its accuracy runs share: everything but the seed and what is measured.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import UsageError
 from harness.files import read_toml, write_json
@@ -24,6 +24,7 @@ from harness.measurement import assemble, passes
 from harness.processes import Workers
 from harness.results import RunResult, load_result, save_result
 from harness.spec import NOWHERE, Conditions, Measured, RunSpec, Scalar, Sources, spec_errors, weights_label
+from harness.techniques import PLAIN, canonical
 
 MANIFEST = "suite.json"
 SHORT = {"epochs": 1, "steps_per_task": None}
@@ -49,7 +50,8 @@ class Variation(BaseModel):
 class Suite(Conditions):
     """A suite file: every method on every stream, its memory once and its accuracy once per seed.
 
-    config: per method, overrides of its hyper-parameters. vary: the suite is run once under each of these, and not
+    executions: how steps are carried out; every run once in each. config: per method, overrides of its
+    hyper-parameters. vary: the suite is run once under each of these, and not
     under its own conditions alone. timeout_s: for one process.
     """
 
@@ -58,11 +60,12 @@ class Suite(Conditions):
     streams: list[str] = Field(min_length=1)
     measure: list[Measured] = Field(default=["memory", "accuracy"])
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    executions: list[Annotated[str, AfterValidator(canonical)]] = Field(default=[PLAIN], min_length=1)
     timeout_s: float = Field(3600, gt=0)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
     vary: list[Variation] = Field(default=[Variation()], min_length=1)
 
-    @field_validator("methods", "streams", "measure", "seeds")
+    @field_validator("methods", "streams", "measure", "seeds", "executions")
     @classmethod
     def _only_once(cls, values: list[Any]) -> list[Any]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})
@@ -95,6 +98,7 @@ class Suite(Conditions):
                 config={**self.config.get(method, {}), **variation.config.get(method, {})},
                 stream=stream,
                 seed=seed,
+                execution=execution,
                 measure=measure,
             )
             for measure in get_args(Measured)
@@ -103,6 +107,7 @@ class Suite(Conditions):
             for variation in self.vary
             for stream in self.streams
             for method in self.methods
+            for execution in self.executions
             if variation.methods is None or method in variation.methods
         ]
         return list(dict.fromkeys(specs))

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.build import Run
 from harness.checkpoint import Checkpoint, Course, Row
 from harness.errors import DivergedError
-from harness.execution import Monitor
+from harness.execution.monitor import Monitor
 from harness.results import Accuracy
 from harness.streams.stream import TaskStream
 from methods.base import Method

@@ -21,7 +21,7 @@ from harness.build import Run, build
 from harness.checkpoint import Checkpoint
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
-from harness.execution import Monitor, Unwatched
+from harness.execution.monitor import Monitor, Unwatched
 from harness.job import Job, Outcome
 from harness.memory.cpu import CpuRecorder
 from harness.memory.ledger import Undeclared, join, phase_peaks

@@ -110,6 +110,14 @@ class Network(nn.Module):
         """Return the modules that lie before `boundary`. Raises for a boundary that the network lacks."""
         raise NotImplementedError
 
+    def is_divisible(self, stage: str) -> bool:
+        """Return whether `run_parts` runs a stage in more parts than one."""
+        return False
+
+    def run_parts(self, stage: str, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Run one stage, each of its parts by `run(function, *inputs)`."""
+        raise NotImplementedError
+
 
 class Executor(Protocol):
     """How a method looks through the network without learning: evaluation, importance, reference features."""
@@ -165,10 +173,10 @@ class Setting:
 
 
 def searched(**values: object) -> dict[str, dict[str, object]]:
-    """Return settings for the Fashion-MNIST streams that won the equal search of `bench/tuning.toml`.
+    """Return settings for the Fashion-MNIST streams that the equal search of `bench/tuning.toml` found.
 
-    Every method had four candidates, one run each on held-out samples of the embedded stream; one run is no proof, and
-    candidates within a few points of another are as good. Every score: `reports/published/tuning.md`.
+    Every method had four candidates, one run each on held-out samples of the embedded stream. Those given scored best,
+    or within two points of it where the docstring says why. Every score: `reports/published/tuning.md`.
     """
     return {"split-fashion-mini": dict(values), "split-fashion-mnist": dict(values)}
 
@@ -189,6 +197,10 @@ class Method:
     """Hyper-parameters by stream name where they differ from the Config's defaults; sources in the docstring."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
+    lean: ClassVar[Mapping[str, object]] = {}
+    """The smallest exact execution that was found for it, by technique (`harness/techniques.py`)."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Techniques that it cannot be carried out with, and why."""
     checkpointed: ClassVar[tuple[str, ...]] = ()
     """Attributes that change while learning or are declared in `memory_roles`, so that a stopped run can go on where it
     was. Each holds a tensor, a number, a string, None, lists, tuples or dicts of those, or has `state_dict()` and
@@ -213,6 +225,21 @@ class Method:
         self.network = setting.network
         """What the optimizer moves. `before_task` may put another network here."""
         self.trunk: Trunk | None = None
+
+    def kept_channels(self) -> Mapping[str, Tensor]:
+        """Return, by convolution, a bool mask [channels out] of those that are not zero for good; empty without any.
+
+        The others may be removed physically before anything is learnt; then `channels_removed` follows.
+        """
+        return {}
+
+    def channels_removed(self) -> None:
+        """Take note that the network holds nothing but the kept channels from now on."""
+
+    @property
+    def needs_whole_gradients(self) -> bool:
+        """Whether gradients can only be adjusted all together, as where `adjust_gradients` is overridden."""
+        return type(self).adjust_gradients is not Method.adjust_gradients
 
     def before_task(self, task: Task) -> None:
         """Prepare for a task (reference features, importance ...)."""

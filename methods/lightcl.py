@@ -109,6 +109,8 @@ class LightCL(Method):
         """z*, float32 [m, all classes]."""
         self.masks: dict[str, Tensor] = {}
         """K by module name, bool [C]."""
+        self.channels: dict[str, int] = {}
+        """Channels by module name where some were removed: those of before."""
         self.weight_masks: list[Tensor] = []
         if config.weight_masks == "float32":
             self.weight_masks = [torch.ones_like(parameter) for parameter in setting.network.parameters()]
@@ -146,7 +148,7 @@ class LightCL(Method):
         if self.config.keep_ratio < 1:
             seen = self.setting.executor.forward(task.batch(0, 0).images, watch=self.watched)
             for name, features in seen.maps.items():
-                mask = important_channels(features, self.config.keep_ratio)
+                mask = important_channels(features, self.config.keep_ratio, self.channels.get(name))
                 self.masks[name] = self.masks[name] | mask if name in self.masks else mask
 
     def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
@@ -194,6 +196,9 @@ def feature_drift(features: Tensor, reference: Tensor, mask: Tensor | None) -> T
     return (by_channel * mask).sum()
 
 
-def important_channels(features: Tensor, keep_ratio: float) -> Tensor:
-    """Return a bool mask [C] of the channels of features [n, C, h, w] with the largest sum |F_c|."""
-    return top_channels(features.abs().sum((0, 2, 3)), keep_ratio)
+def important_channels(features: Tensor, keep_ratio: float, channels: int | None = None) -> Tensor:
+    """Return a bool mask [C] of the channels of features [n, C, h, w] with the largest sum |F_c|.
+
+    channels: of how many the ratio is taken, if not of C.
+    """
+    return top_channels(features.abs().sum((0, 2, 3)), keep_ratio, channels)

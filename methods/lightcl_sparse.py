@@ -74,13 +74,27 @@ class LightCLSparse(LightCL):
     def __init__(self, setting: Setting, config: Config) -> None:
         super().__init__(setting, config)
         network = setting.network
-        self.pruned = pruned_weights(network, kept_channels(network, config.ranking))
+        kept = kept_channels(network, config.ranking)
+        self.ranked = list(kept)
+        """The convolutions whose channels were ranked, by name."""
+        self.pruned = pruned_weights(network, kept)
         """By parameter name, bool masks that broadcast to it: True where a weight is pruned."""
         if config.weight_masks == "bool":
             self.pruned = in_full(network, self.pruned)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 self._prune(name, parameter)
+
+    def kept_channels(self) -> Mapping[str, Tensor]:
+        """The channels that were not pruned, where the others can be removed: ranked together, with no mask held."""
+        if self.config.ranking != "grouped" or self.config.weight_masks != "none" or not self.pruned:
+            return {}
+        return {name: ~self.pruned[f"{name}.weight"][0].flatten() for name in self.ranked}
+
+    def channels_removed(self) -> None:
+        """Nothing pruned is left; LightCL's share of important channels remains one of all that there were."""
+        self.channels = {name.replace("conv", "relu"): len(mask) for name, mask in self.kept_channels().items()}
+        self.pruned = {}
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Leave pruned weights where they are: at zero."""

@@ -48,6 +48,7 @@ class PNN(Method):
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
     tuned = searched(lr=0.06)
+    refuses: ClassVar[Mapping[str, str]] = {"checkpoint": "a column runs stage by stage beside the older ones"}
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.results import Footprint, RunResult
+from harness.techniques import PLAIN
 from reports.units import Statistic
 
 Length = tuple[int, int | None]
@@ -213,6 +214,8 @@ def _length(run: RunResult) -> Length:
 def _label(run: RunResult, length: Length | None) -> str:
     """Return the method with everything that was set on it, so that two rows never share a name."""
     parts = [f"{key}={value}" for key, value in run.spec.config.items()]
+    if run.spec.execution != PLAIN:
+        parts.append(run.spec.execution)
     if length is not None:
         epochs, steps = length
         parts.append(f"epochs={epochs}" + ("" if steps is None else f", steps_per_task={steps}"))

@@ -14,6 +14,7 @@ from bench.options import (
     BatchSize,
     BufferSize,
     DataRoot,
+    Execution,
     Jobs,
     Network,
     Settings,
@@ -45,6 +46,7 @@ def measure(
     replay_size: Annotated[
         int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
     ] = None,
+    execution: Execution = "plain",
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Also save the result file into this directory.")] = None,
     jobs: Jobs = None,
@@ -62,6 +64,7 @@ def measure(
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        execution=execution,
         config=dict(read_setting(text) for text in settings or []),
         measure="memory",
     )

@@ -48,6 +48,9 @@ def run(
     buffer_size: BufferSize = None,
     replay_size: ReplaySize = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, 0 to N-1.")] = None,
+    executions: Annotated[
+        list[str] | None, typer.Option("--execution", help="How steps are carried out: plain, lean ... (repeatable).")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
     ] = None,
@@ -73,6 +76,7 @@ def run(
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,
+        executions=executions,
         seeds=None if seeds is None else list(range(seeds)),
     )
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))

@@ -20,7 +20,7 @@ THREADS = os.cpu_count() or 1
 BARE = """
 import sys
 from harness.build import build
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.spec import RunSpec
 from harness.training import Progress, short_schedule, train
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.build import Run, build
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.spec import RunSpec
 from harness.suite import load_suite
 from methods.base import Task

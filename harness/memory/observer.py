@@ -61,7 +61,7 @@ class PhaseMarker:
     def _phase_begins(self) -> None:
         """Look at what lives between phases."""
 
-    def attach(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
         """Do nothing."""
 
     def inputs(self, *tensors: Tensor) -> None:
@@ -80,9 +80,9 @@ class Observer(PhaseMarker):
         self._hooked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._in_forward = False
 
-    def attach(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
         """Read parameters, buffers, optimizer state and declared state of this method from now on."""
-        self.attach_state(lambda: _method_state(method, optimizer))
+        self.attach_state(lambda: _method_state(method, optimizers))
 
     def attach_state(self, state: Callable[[], Mapping[str, Iterable[Tensor]]]) -> None:
         """Read {role: tensors} from this function at every scan."""
@@ -240,12 +240,16 @@ def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
-def _method_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, list[Tensor]]:
+def _method_state(method: Method, optimizers: list[torch.optim.Optimizer]) -> dict[str, list[Tensor]]:
     state: dict[str, list[Tensor]] = {
         "parameters": list(method.network.parameters()),
         "module_buffers": list(method.network.buffers()),
         "optimizer": [
-            value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)
+            value
+            for optimizer in optimizers
+            for values in optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, Tensor)
         ],
     }
     for role, tensors in method.memory_roles().items():

@@ -92,12 +92,13 @@ def _ranked_with(convolution: Convolution, ranking: Ranking) -> str:
     return convolution.summed if ranking == "grouped" else convolution.name
 
 
-def top_channels(scores: Tensor, keep_ratio: float) -> Tensor:
+def top_channels(scores: Tensor, keep_ratio: float, channels: int | None = None) -> Tensor:
     """Return a bool mask [C] of the largest scores [C].
 
     n_keep = int(C keep_ratio + .5); the threshold is the (C - n_keep)-th smallest score, itself kept: n_keep + 1.
+    channels: taken for C where channels were removed, whose scores were zero.
     """
-    n_keep = int(len(scores) * keep_ratio + 0.5)
+    n_keep = int((channels or len(scores)) * keep_ratio + 0.5)
     return scores >= scores.topk(min(n_keep + 1, len(scores))).values[-1]
 
 

@@ -13,6 +13,7 @@ from simpleeval import InvalidExpression, SimpleEval
 from harness.errors import UsageError, nearest
 from harness.files import read_toml
 from harness.spec import Scalar, spec_errors
+from harness.techniques import PLAIN
 
 Quantity = Literal["memory", "flops"]
 Expression = float | str
@@ -80,9 +81,10 @@ class Published(_Part):
 
 
 class Measure(_Part):
-    """A run that measures a row: its method, and settings that its whole configuration must agree with."""
+    """A run that measures a row: its method and execution, and settings that its configuration must agree with."""
 
     method: str
+    execution: str = PLAIN
     config: dict[str, Scalar] = Field(default_factory=dict)
 
 

@@ -139,7 +139,7 @@ def _same_buffer(claim: Claim, run: RunResult) -> bool:
 
 
 def _measures(claim: Claim, measure: Measure, run: RunResult) -> bool:
-    if run.spec.method != measure.method:
+    if (run.spec.method, run.spec.execution) != (measure.method, measure.execution):
         return False
     own = set(run.spec.config) - set(claim.conditions.free)
     if not run.method_config:  # it died before its method was built: only what was set on it is known

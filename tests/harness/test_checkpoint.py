@@ -14,7 +14,7 @@ from harness import checkpoint as checkpoint_module
 from harness.build import Run, build
 from harness.checkpoint import Checkpoint
 from harness.errors import ClmemError
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.registry import method_names
 from harness.results import Accuracy
 from harness.spec import RunSpec

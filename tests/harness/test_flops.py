@@ -6,7 +6,7 @@ import pytest
 
 from harness import flops
 from harness.build import build
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.flops import count_flops
 from harness.registry import method_names
 from harness.spec import NOWHERE, RunSpec

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from harness.build import build
 from harness.errors import UsageError
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.pretrain import Pretrained, pretrain
 from harness.spec import RunSpec, Sources, weights_label
 from harness.training import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.build import build
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.spec import RunSpec
 from harness.training import short_schedule
 from methods.base import Method

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.execution import Execution
+from harness.execution.step import Execution
 from methods.base import Outputs, Task
 from methods.fdr import FDR
 from methods.parts.task_buffer import TaskBuffer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.execution import Execution
+from harness.execution.step import Execution
 from harness.networks import ResNet18
 from methods.base import Method, Outputs, Trunk
 from methods.lightcl import LightCL, feature_drift, important_channels, tail_relus

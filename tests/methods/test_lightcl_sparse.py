@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.execution import Execution
+from harness.execution.step import Execution
 from harness.networks import ResNet18
 from methods.base import Batch, Method, Trunk
 from methods.lightcl_sparse import LightCLSparse

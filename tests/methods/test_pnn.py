@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.build import build
-from harness.execution import Execution, Unwatched
+from harness.execution.monitor import Unwatched
+from harness.execution.step import Execution
 from harness.networks import ResNet18
 from harness.spec import RunSpec
 from harness.training import Progress, Schedule, train

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import UsageError
-from harness.execution import Execution
+from harness.execution.step import Execution
 from harness.networks import ResNet18
 from harness.registry import method_config
 from harness.spec import RunSpec

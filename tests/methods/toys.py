@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.execution import Execution, Unwatched
+from harness.execution.monitor import Unwatched
+from harness.execution.step import Execution
 from harness.registry import method_class
 from methods.base import Batch, Method, Network, Setting, Task
 

@@ -28,7 +28,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from harness.errors import LedgerError
-from harness.execution import Unwatched
+from harness.execution.monitor import Unwatched
 from harness.memory.cpu import CpuRecorder
 from harness.memory.ledger import join, phase_peaks
 from harness.memory.observer import Observer, PhaseMarker

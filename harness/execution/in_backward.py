@@ -1,0 +1,59 @@
+"""Optimizer in backward: a gradient is applied and dropped as soon as it is whole, so few live at once.
+
+Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources", 2023 (arXiv 2306.09782); torch
+calls it optimizer in backward. A parameter moves only when every node that reads it has run, for its gradient is whole
+only then: the update is that of a step after the backward, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class InBackward:
+    """Steps the optimizer of each parameter when its gradient is whole, while armed.
+
+    optimizers: one by parameter name. adjust: changes a gradient before it is applied.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        adjust: Callable[[str, nn.Parameter], None],
+    ) -> None:
+        self.network, self.optimizers, self.adjust = network, optimizers, adjust
+        self.armed = False
+        self.handles = [
+            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def remove(self) -> None:
+        """Leave the network as it was."""
+        for handle in self.handles:
+            handle.remove()
+
+    def finish(self) -> None:
+        """Apply what no backward came to while armed, and disarm."""
+        self.armed = False
+        for name, parameter in self.network.named_parameters():
+            if parameter.grad is not None:
+                self._apply(name, parameter)
+
+    def _hook(self, name: str) -> Callable[[nn.Parameter], None]:
+        def applied(parameter: nn.Parameter) -> None:
+            if self.armed:
+                self._apply(name, parameter)
+
+        return applied
+
+    def _apply(self, name: str, parameter: nn.Parameter) -> None:
+        with torch.no_grad():
+            self.adjust(name, parameter)
+        self.optimizers[name].step()
+        self.optimizers[name].zero_grad(set_to_none=True)

@@ -1,0 +1,74 @@
+"""Layers that need less beside what they compute with: convolutions in slices of the batch, ReLUs in place."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def slice_convolutions(network: nn.Module, size: int) -> None:
+    """Let every convolution of a network, from now on, take `size` samples at a time.
+
+    A library reorders what a convolution reads and writes, and its backward does so three times: of the whole batch, or
+    of a slice. Only where the maps are larger than the weights: the gradient of a weight is added up over the slices,
+    which takes one more of its size.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module._conv_forward = partial(_in_slices, module, size)  # type: ignore[method-assign]
+
+
+def relus_in_place(network: nn.Module) -> None:
+    """Let every ReLU of a network, from now on, overwrite its input: output of a batch norm or sum."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+
+
+def _in_slices(module: nn.Conv2d, size: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None or len(x) <= size or x.numel() <= weight.numel():
+        whole: Tensor = nn.Conv2d._conv_forward(module, x, weight, bias)
+        return whole
+    shape = (module.stride, module.padding, module.dilation, module.groups)
+    sliced: Tensor = _SlicedConvolution.apply(x, weight, shape, size)
+    return sliced
+
+
+class _SlicedConvolution(torch.autograd.Function):
+    """x [n, C, H, W], weight [D, C / groups, h, w] -> [n, D, H', W'], `size` samples at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shape: tuple[Any, ...], size: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape, ctx.size = shape, size
+        parts = iter(torch.split(x, size))
+        first = torch.conv2d(next(parts), weight, None, *shape)
+        result = first.new_empty((len(x), *first.shape[1:]))
+        result[: len(first)] = first
+        del first
+        for number, part in enumerate(parts, start=1):
+            result[number * size : number * size + len(part)] = torch.conv2d(part, weight, None, *shape)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.shape
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_weight: Tensor | None = None
+        for start in range(0, len(x), ctx.size):
+            part = slice(start, start + ctx.size)
+            found = torch.ops.aten.convolution_backward(
+                grad[part], x[part], weight, None, stride, padding, dilation, False, [0, 0], groups,
+                [need_x, need_weight, False],
+            )  # fmt: skip
+            if grad_x is not None:
+                grad_x[part] = found[0]
+            if need_weight:
+                grad_weight = found[1] if grad_weight is None else grad_weight.add_(found[1])
+            del found
+        return grad_x, grad_weight, None, None

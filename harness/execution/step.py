@@ -1,0 +1,310 @@
+"""How a step is carried out: forward every term, the backward, the optimizer, and no gradient left behind.
+
+A method says what a batch is learnt by; this file is the only one that calls `backward` or an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ClmemError
+from harness.execution.batch_norm import running_statistics_untouched
+from harness.execution.in_backward import InBackward
+from harness.execution.layers import relus_in_place, slice_convolutions
+from harness.execution.monitor import Monitor
+from harness.execution.refusals import refuse
+from harness.execution.segments import run_segmented
+from harness.techniques import PLAIN, Techniques
+from methods.base import Batch, Method, Network, Outputs, Step, Term
+
+
+class Execution:
+    """Carries out a method's steps on its network. `attach` it to the method before the first step.
+
+    techniques: what of lean execution is in use.
+    """
+
+    def __init__(self, monitor: Monitor, techniques: Techniques | None = None) -> None:
+        self.monitor = monitor
+        self.techniques = techniques or Techniques()
+        self.method: Method
+        self.network: Network
+        self.optimizers: dict[str, torch.optim.Optimizer]
+        self.in_backward: InBackward | None = None
+
+    def attach(self, method: Method) -> None:
+        """Take the method whose steps are carried out, and its network.
+
+        Raises ValueError, saying why, for a technique that would change what this method computes.
+        """
+        self.method = method
+        hooks = ((cls.adjust_gradient, cls.adjust_gradients) for cls in (type(method), Method))
+        self.adjusts = next(hooks) != next(hooks)
+        self.trunk = method.trunk
+        refuse(self.techniques, method)
+        if self.techniques.storage == "compact":
+            self._remove_channels()
+        self._take_network()
+
+    def _remove_channels(self) -> None:
+        from harness.execution.compact import remove_channels
+
+        kept = self.method.kept_channels()
+        if not kept:
+            raise ValueError(
+                "storage=compact removes pruned channels, and this method prunes none, or holds their masks"
+            )
+        remove_channels(self.method.network, kept, self.method.setting.image_shape)
+        self.method.channels_removed()
+
+    def _follow_method(self) -> None:
+        """Take the method's network where it has put another one in its place."""
+        if self.network is not self.method.network:
+            self._take_network()
+        if self.trunk is not self.method.trunk:
+            self.trunk = self.method.trunk
+            refuse(self.techniques, self.method)
+
+    def _take_network(self) -> None:
+        """Make the optimizer of the method's present network: plain SGD, per-parameter updates."""
+        if self.in_backward is not None:
+            self.in_backward.remove()
+        self.network = self.method.network
+        if self.techniques.conv_slice:
+            slice_convolutions(self.network, self.techniques.conv_slice)
+        if self.techniques.inplace_relu:
+            relus_in_place(self.network)
+        lr = self.method.config.lr
+        if self.techniques.optimizer_in_backward:
+            self.optimizers = {
+                name: torch.optim.SGD([parameter], lr=lr, foreach=False)
+                for name, parameter in self.network.named_parameters()
+            }
+            self.in_backward = InBackward(self.network, self.optimizers, self.method.adjust_gradient)
+        else:
+            self.optimizers = {"": torch.optim.SGD(self.network.parameters(), lr=lr, foreach=False)}
+        self.monitor.attach(self.method, list(self.optimizers.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the execution."""
+        return {"optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of another process's execution, once the method has its own."""
+        self._follow_method()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+    def describe(self) -> dict[str, object]:
+        """Return the settings that results record."""
+        changed = self.techniques.changed()
+        return {"name": "lean" if changed else PLAIN, "optimizer": "sgd", "foreach": False, **changed}
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Learn one batch; return the loss of its last step (scalar, detached).
+
+        Raises ClmemError when the method yields no terms.
+        """
+        self._follow_method()
+        outputs: list[Outputs] = []
+        loss: Tensor | None = None
+        for terms in self.method.terms(batch):
+            loss = self._step(terms, outputs)
+            terms.clear()  # the method's generator may still hold the list: its tensors must not outlive the step
+        if loss is None:
+            raise ClmemError(
+                f"method {self.method.name!r} yielded no terms for a batch; terms(batch) must yield at least one"
+            )
+        self.method.after_step(batch, outputs)
+        self.monitor.scan()
+        return loss
+
+    def _step(self, terms: Step, outputs: list[Outputs]) -> Tensor:
+        groups = [[term] for term in terms] if self.techniques.backward == "termwise" else [terms]
+        total: Tensor | None = None
+        for number, group in enumerate(groups):
+            loss = self._forward(group, outputs)
+            if self.in_backward is not None:
+                self.in_backward.armed = number == len(groups) - 1
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = loss.detach() if total is None else total + loss.detach()
+            del loss
+            self.monitor.scan()
+        assert total is not None
+        self._apply_gradients()
+        return total
+
+    def _apply_gradients(self) -> None:
+        if self.in_backward is not None:
+            self.in_backward.finish()
+            self.monitor.scan()
+            return
+        if self.adjusts:
+            parameters = self.network.named_parameters()
+            self.method.adjust_gradients({name: value for name, value in parameters if value.grad is not None})
+            self.monitor.scan()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            self.monitor.scan()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, terms: Sequence[Term], outputs: list[Outputs]) -> Tensor:
+        """Return the sum of the terms' losses with its graph; add their detached outputs to `outputs`."""
+        if self.techniques.grouped_bn and len(terms) > 1:
+            return self._forward_as_one(terms, outputs)
+        losses: list[Tensor] = []
+        for term in terms:
+            self._set_modes(self.network, training=True)
+            loss, logits = self._term(term)
+            losses.append(loss)
+            outputs.append(Outputs(logits))
+        return sum(losses[1:], start=losses[0])
+
+    def _forward_as_one(self, terms: Sequence[Term], outputs: list[Outputs]) -> Tensor:
+        sizes = [len(term.images) for term in terms]
+        watched = tuple(dict.fromkeys(name for term in terms for name in term.watch))
+        self._set_modes(self.network, training=True)
+        for term in terms:
+            self.monitor.inputs(term.images, *term.targets)
+        with Watch(self.network, watched) as maps:
+            logits = self._run(self.network, [term.images for term in terms])
+        losses: list[Tensor] = []
+        end = 0
+        for term, part in zip(terms, torch.split(logits, sizes), strict=True):
+            start, end = end, end + len(part)
+            seen = {name: rows_of(maps[name], slice(start, end)) for name in term.watch}
+            losses.append(term.loss(Outputs(part, seen), *term.targets))
+            outputs.append(Outputs(part.detach()))
+        maps.clear()
+        return sum(losses[1:], start=losses[0])
+
+    def _term(self, term: Term) -> tuple[Tensor, Tensor]:
+        """Return (loss with its graph, detached logits) of one term, in the modes that are set."""
+        self.monitor.inputs(term.images, *term.targets)
+        with Watch(self.network, term.watch) as maps:
+            logits = self._run(self.network, [term.images])
+        loss = term.loss(Outputs(logits, maps), *term.targets)
+        maps.clear()  # from here on only the graph keeps them
+        return loss, logits.detach()
+
+    def _run(self, network: Network, images: Sequence[Tensor]) -> Tensor:
+        """Return the logits of some images, one behind the other, in the modes that are set."""
+        trunk = self.method.trunk
+        boundary = None if trunk is None else trunk.boundary
+        if boundary is None:
+            x = images[0] if len(images) == 1 else torch.cat(list(images))
+        else:
+            with torch.no_grad():
+                x = in_slices(lambda part: network.run(part, stop=boundary), images, self.techniques.trunk_chunk)
+        if not torch.is_grad_enabled():
+            return network.run(x, start=boundary)
+        return run_segmented(network, x, boundary, self.techniques.checkpoint, [len(part) for part in images])
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        watch: tuple[str, ...] = (),
+        bn: Literal["eval", "train"] = "eval",
+        network: Network | None = None,
+        graph: bool = False,
+    ) -> Outputs:
+        """Run the network without learning; see `methods.base.Executor`. A trunk frozen in eval mode stays in it."""
+        network = network or self.method.network
+        self._set_modes(network, training=bn == "train")
+        size = self.techniques.trunk_chunk
+        sliced = bool(size) and bn == "eval" and not graph
+        parts: list[Outputs] = []
+        with torch.set_grad_enabled(graph), running_statistics_untouched(network):
+            for part in torch.split(images, size) if sliced else (images,):
+                with Watch(network, watch) as maps:
+                    logits = self._run(network, [part])
+                parts.append(Outputs(logits, maps))
+        if len(parts) == 1:
+            return parts[0]
+        together = {name: torch.cat([part.maps[name] for part in parts]) for name in watch}
+        return Outputs(torch.cat([part.logits for part in parts]), together)
+
+    def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
+        """Run one term forward and backward without a step; see `methods.base.Executor`."""
+        self._follow_method()
+        network = self.network
+        self._set_modes(network, training=bn == "train")
+        with running_statistics_untouched(network):
+            loss, _ = self._term(term)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.monitor.scan()
+        gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+        network.zero_grad(set_to_none=True)
+        return gradients
+
+    def _set_modes(self, network: Network, training: bool) -> None:
+        network.train(training)
+        trunk = self.method.trunk
+        if trunk is not None:
+            for module in network.stage_modules(trunk.boundary):
+                module.train(training and trunk.bn == "train")
+
+
+def rows_of(tensor: Tensor, rows: slice) -> Tensor:
+    """Return a copy of some rows of a map, whose gradient is added to the map's own when that arrives.
+
+    A view would keep the whole map alive, and its gradient would be a whole map of zeros but for these rows, made when
+    the backward begins.
+    """
+    copy = tensor.detach()[rows].clone().requires_grad_()
+
+    def add(gradient: Tensor) -> Tensor:
+        if copy.grad is None:
+            return gradient
+        gradient = gradient.clone()  # it may be another node's too
+        gradient[rows] += copy.grad
+        copy.grad = None
+        return gradient
+
+    tensor.register_hook(add)  # type: ignore[no-untyped-call]
+    return copy
+
+
+def in_slices(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: int) -> Tensor:
+    """Return a function of images [n, ...], one behind the other, computed `size` at a time (0: each part whole).
+
+    The results are written into one tensor, so that only a slice's temporaries lie beside it.
+    """
+    slices = [part for whole in images for part in (torch.split(whole, size) if size else (whole,))]
+    first = function(slices[0])
+    if len(slices) == 1:
+        return first
+    total = sum(map(len, slices))
+    result = first.new_empty((total, *first.shape[1:]))
+    end = len(first)
+    result[:end] = first
+    del first
+    for part in slices[1:]:
+        start, end = end, end + len(part)
+        result[start:end] = function(part)
+    return result
+
+
+class Watch:
+    """Collects the outputs of the named modules while it is entered: {module name: tensor}."""
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
+        self.network, self.names = network, names
+
+    def __enter__(self) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+            return lambda module, inputs, output: maps.__setitem__(name, output)
+
+        self.handles = [self.network.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
+        return maps
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self.handles:
+            handle.remove()

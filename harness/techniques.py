@@ -1,0 +1,89 @@
+"""How a step is carried out without changing what it computes: one typed object, each technique by itself.
+
+Torch is not imported here: specs and reports name techniques, `harness/execution/` carries them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError, nearest
+
+PLAIN, LEAN = "plain", "lean"
+
+Segments = Literal["none", "block", "stage", "nested", "convolution", "deep"]
+"""What is forgotten in the forward and computed again in the backward: nothing; the inside of every residual `block`;
+of every `stage`, a layer of blocks; `nested`: of every stage, and within it again of every block; `convolution`: of
+every block, and within it again of every convolution with its batch norm; `deep`: all three."""
+
+
+class Techniques(BaseModel):
+    """Which lean techniques are in use; the default is plain execution.
+
+    Every one leaves what is computed as it is (to rounding), or is refused for a method where it would not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trunk_chunk: int = Field(
+        0, ge=0, description="images per slice of what runs without gradients in eval mode: a frozen trunk, evaluation"
+    )
+    optimizer_in_backward: bool = Field(
+        False, description="apply and drop every gradient as soon as it is whole, during the backward"
+    )
+    checkpoint: Segments = Field("none", description="recompute activations in the backward, segment by segment")
+    backward: Literal["together", "termwise"] = Field(
+        "together", description="one backward for all terms of a step, or each term's right after its forward"
+    )
+    grouped_bn: bool = Field(
+        False, description="run a step's terms as one forward, with batch-norm statistics of each term's own"
+    )
+    conv_slice: int = Field(
+        0, ge=0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
+    )
+    inplace_relu: bool = Field(False, description="let ReLUs overwrite their inputs, which no backward reads")
+    storage: Literal["masked", "compact"] = Field(
+        "masked", description="hold pruned weights as zeros, or do not hold them"
+    )
+
+    def changed(self) -> dict[str, Any]:
+        """Return what differs from plain execution, by name."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def canonical(text: str) -> str:
+    """Return a label in one spelling. Raises ValueError for what is no label."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        changed = techniques(text, {}).changed()
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    shown = [f"{key}={str(value).lower()}" for key, value in sorted(changed.items())]
+    return ",".join(([LEAN] if LEAN in parts else []) + shown) or PLAIN
+
+
+def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
+    """Return what a label stands for: `plain`, `lean` (a method's own preset), or `key=value,key=value`.
+
+    A label may begin with `lean,` to change the preset. Raises UsageError naming an unknown technique or a wrong value.
+    """
+    values: dict[str, object] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = part.partition("=")
+        if part == LEAN:
+            values.update(lean)
+        elif part != PLAIN:
+            values[key] = value if equals else "true"
+    known = list(Techniques.model_fields)
+    for key in values:
+        if key not in known:
+            raise UsageError(f"there is no technique {key!r}: {nearest(key, known)}")
+    try:
+        return Techniques.model_validate(values)
+    except ValidationError as error:
+        item = error.errors()[0]
+        message = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+        raise UsageError(f"technique {item['loc'][0]} is {item['input']!r} but {message}") from error
