@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from methods.parts.lean import TERMWISE
 from methods.parts.reservoir import Reservoir
 
 
@@ -43,6 +44,7 @@ class DERpp(Method):
         "split-tinyimagenet": {"beta": 1.0},
         "synthetic-tinyimagenet": {"beta": 1.0},
     }
+    lean = TERMWISE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from methods.parts.lean import WHOLE
 from methods.parts.reservoir import Reservoir
 
 
@@ -35,6 +36,7 @@ class ER(Method):
     uses_buffer = True
     checkpointed = ("buffer",)
     tuned = searched(lr=0.03)
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from methods.base import searched
+from methods.parts.lean import TAIL
 from methods.tail_sgd import TailSGD
 
 
@@ -23,6 +24,7 @@ class HeadOnly(TailSGD):
 
     name = "head-only"
     tuned = searched(lr=0.06)
+    lean = TAIL
 
     class Config(TailSGD.Config):
         """Hyper-parameters."""

@@ -16,6 +16,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Step, Term, searched
+from methods.parts.lean import WHOLE
 
 
 class Joint(Method):
@@ -24,6 +25,7 @@ class Joint(Method):
     name = "joint"
     joint = True
     tuned = searched(lr=0.1)
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk, searched
 from methods.parts.channels import top_channels
+from methods.parts.lean import GROUPED_TAIL
 from methods.parts.reservoir import Reservoir
 from methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
 
@@ -58,6 +59,7 @@ class LightCL(Method):
         "released": {"weight_masks": "float32", "trunk_bn": "train", "evaluation_graph": True}
     }
     tuned = searched(lr=0.03, beta=2e-4)
+    lean = GROUPED_TAIL
 
     class Config(TailConfig):
         """Hyper-parameters; defaults of the released code unless noted."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from methods.base import Setting, searched
 from methods.lightcl import LightCL
 from methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
+from methods.parts.lean import GROUPED_TAIL
 
 
 class LightCLSparse(LightCL):
@@ -43,6 +44,7 @@ class LightCLSparse(LightCL):
 
     name = "lightcl-sparse"
     checkpointed = (*LightCL.checkpointed, "pruned")
+    lean: ClassVar[Mapping[str, object]] = {**GROUPED_TAIL, "storage": "compact"}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "released": {
             "weight_masks": "bool",

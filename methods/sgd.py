@@ -15,6 +15,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Step, Term, searched
+from methods.parts.lean import WHOLE
 
 
 class SGD(Method):
@@ -22,6 +23,7 @@ class SGD(Method):
 
     name = "sgd"
     tuned = searched(lr=0.01)
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from methods.base import Batch, Setting, Step, searched
 from methods.derpp import dark_replay
+from methods.parts.lean import TERMWISE
 from methods.parts.sparcl import SparCL
 
 
@@ -31,6 +32,7 @@ class SparCLDERpp(SparCL):
 
     name = "sparcl-derpp"
     tuned = searched(lr=0.1, alpha=0.3)
+    lean = TERMWISE
 
     class Config(SparCL.Config):
         """Hyper-parameters."""

@@ -31,6 +31,7 @@ from functools import partial
 import torch
 
 from methods.base import Batch, Step, Term, searched
+from methods.parts.lean import WHOLE
 from methods.parts.sparcl import SparCL
 
 
@@ -39,6 +40,7 @@ class SparCLER(SparCL):
 
     name = "sparcl-er"
     tuned = searched(lr=0.06)
+    lean = WHOLE
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """One term on the concatenation; in task 0 on what is left of the batch alone."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from methods.base import Setting, Task, searched
 from methods.er import ER
+from methods.parts.lean import TAIL
 from methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -20,6 +21,7 @@ class TailER(ER):
 
     name = "tail-er"
     tuned = searched(lr=0.03)
+    lean = TAIL
 
     class Config(ER.Config, TailConfig):
         """Hyper-parameters."""

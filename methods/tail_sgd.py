@@ -14,6 +14,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Setting, Step, Task, Term, searched
+from methods.parts.lean import TAIL
 from methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -22,6 +23,7 @@ class TailSGD(Method):
 
     name = "tail-sgd"
     tuned = searched(lr=0.01)
+    lean = TAIL
 
     class Config(TailConfig):
         """Hyper-parameters."""

@@ -116,6 +116,9 @@ def _falling_peaks(*cells: Cell) -> Found | None:
 def _sgd_and_buffer(fdr: Cell, sgd: Cell) -> Found | None:
     if fdr.memory is None or fdr.memory.footprint is None or sgd.tensor_peak_bytes is None:
         return None
+    spec = fdr.memory.spec
+    if spec.replay_size >= spec.batch_size:  # then its second step, on as many replayed images, is the larger one
+        return None
     difference = (fdr.tensor_peak_bytes or 0) - sgd.tensor_peak_bytes
     held = fdr.memory.footprint.at_peak["replay"]
     return f"{difference:,} B more, of which {held:,} B replay", difference == held

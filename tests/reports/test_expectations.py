@@ -52,6 +52,8 @@ def test_joint_training_must_be_the_best(accuracy_run: MakeRun, joint: float, ou
 def test_the_peak_of_fdr_is_that_of_sgd_and_its_buffer(memory_run: MakeRun, replay: float, outcome: str) -> None:
     runs = [memory_run("sgd", {"input": 1.0}), memory_run("fdr", {"input": 1.25 - replay + 0.25, "replay": replay})]
     assert outcomes(runs) == {"fdr's peak is sgd's plus its buffer": outcome}
+    larger = [run.model_copy(update={"spec": run.spec.model_copy(update={"replay_size": 32})}) for run in runs]
+    assert outcomes(larger) == {}, "a second step on as many images as the batch has is the larger one"
 
 
 @pytest.mark.parametrize(("er", "outcome"), [(2.0, "holds"), (3.0, "**does not hold**")])
