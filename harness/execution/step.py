@@ -256,18 +256,33 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     A view would keep the whole map alive, and its gradient would be a whole map of zeros but for these rows, made when
     the backward begins.
     """
-    copy = tensor.detach()[rows].clone().requires_grad_()
+    arrived: list[Tensor] = []
 
     def add(gradient: Tensor) -> Tensor:
-        if copy.grad is None:
+        if not arrived:
             return gradient
         gradient = gradient.clone()  # it may be another node's too
-        gradient[rows] += copy.grad
-        copy.grad = None
+        gradient[rows] += arrived.pop()
         return gradient
 
     tensor.register_hook(add)  # type: ignore[no-untyped-call]
+    anchor = torch.zeros((), device=tensor.device, requires_grad=True)
+    copy: Tensor = _Tapped.apply(anchor, tensor.detach()[rows].clone(), arrived)
     return copy
+
+
+class _Tapped(torch.autograd.Function):
+    """A tensor as it is, whose gradient goes into a list. As a leaf it would live until the whole graph is freed."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tensor: Tensor, arrived: list[Tensor]) -> Tensor:
+        ctx.arrived = arrived
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.arrived.append(gradient)
+        return gradient.new_zeros(()), None, None
 
 
 def in_slices(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: int) -> Tensor:

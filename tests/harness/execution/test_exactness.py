@@ -143,8 +143,8 @@ def table_text() -> str:
 
 Made by `python -m tests.harness.execution.test_exactness`. Every method learns two tasks of five steps in float64
 (ResNet-18 of width 4, images of 16 x 16, trunks frozen from the start), plainly and with one technique. `exact`: no
-weight, no running statistic and no output differs by more than {limit}. `refused`: the combination ends with one sentence
-before anything is learnt. In float32 sums round in another order, and such differences grow with the steps.
+weight, no running statistic and no output differs by more than {limit}. `refused`: the combination ends with one
+sentence before anything is learnt. In float32 sums round in another order, and such differences grow with the steps.
 
 {markdown_table(["method", *TECHNIQUES], rows, left=len(TECHNIQUES) + 1)}
 
