@@ -15,7 +15,8 @@ from harness.streams import prepare
 def check_spec(spec: RunSpec, sources: Sources = NOWHERE) -> None:
     """Raise UsageError, one sentence, for anything in a spec that cannot be carried out; fetch its data if need be.
 
-    The run is put together once without memory: a method refuses impossible settings where it would use them.
+    The run is put together once, without memory where that can be: a method refuses impossible settings where it would
+    use them.
     """
     if spec.target not in TARGETS:
         raise UsageError(f"there is no target {spec.target!r}: {nearest(spec.target, list(TARGETS))}")
@@ -26,7 +27,10 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE) -> None:
         )
     prepare(spec.stream, sources.data_root)
     try:
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                build(spec, Unwatched(), sources)
+        except NotImplementedError:  # something must be read from the weights, such as which channels to remove
             build(spec, Unwatched(), sources)
     except ValueError as error:
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {error}") from error

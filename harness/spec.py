@@ -129,6 +129,6 @@ def spec_errors(error: ValidationError, known: list[str]) -> str:
         elif not item["loc"]:  # of the whole, which would be long to repeat
             parts.append(item["msg"].removeprefix("Value error, "))
         else:
-            message = item["msg"]
+            message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{where} is {item['input']!r} but {message[0].lower()}{message[1:]}")
     return "; ".join(parts)

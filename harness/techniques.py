@@ -56,13 +56,14 @@ class Techniques(BaseModel):
 
 def canonical(text: str) -> str:
     """Return a label in one spelling. Raises ValueError for what is no label."""
-    parts = [part.strip() for part in text.split(",")]
+    lean = [LEAN] if LEAN in map(str.strip, text.split(",")) else []
     try:
-        changed = techniques(text, {}).changed()
+        chosen = techniques(text, {})
     except UsageError as error:
         raise ValueError(str(error)) from error
-    shown = [f"{key}={str(value).lower()}" for key, value in sorted(changed.items())]
-    return ",".join(([LEAN] if LEAN in parts else []) + shown) or PLAIN
+    # beside `lean` a default says something: that it holds instead of the preset's value
+    given = chosen.model_dump(exclude_unset=True) if lean else chosen.changed()
+    return ",".join(lean + [f"{key}={str(value).lower()}" for key, value in sorted(given.items())]) or PLAIN
 
 
 def techniques(text: str, lean: Mapping[str, object]) -> Techniques:

@@ -36,7 +36,7 @@ def grouped(network: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
     Every batch norm in train mode normalises each group by its own statistics, and updates its running statistics by
     one group after the other, as separate forwards in this order would.
     """
-    norms = [norm for norm in batch_norms(network) if norm.training]
+    norms = [norm for norm in batch_norms(network) if norm.training and len(sizes) > 1]
 
     def group_by_group(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
         if norm.num_batches_tracked is not None:

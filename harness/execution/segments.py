@@ -53,7 +53,7 @@ def _run(network: Network, x: Tensor, spans: list[Span], levels: tuple[str, ...]
     """Run some stages, the segments of the first level forgetting what lies inside them."""
     if not levels:
         # entered here, so that a segment that is computed again is grouped again
-        with grouped(network, groups) if len(groups) > 1 else nullcontext():
+        with grouped(network, groups):
             return network.run(x, start=spans[0][0], stop=spans[-1][1])
     level, *inner = levels
     if level == "convolution":
@@ -76,7 +76,7 @@ def _forgetting(network: Network, groups: Sequence[int], function: Callable[...,
         return nullcontext(), running_statistics_untouched(network)
 
     def run(*inputs: Tensor) -> Tensor:
-        with grouped(network, groups) if len(groups) > 1 else nullcontext():
+        with grouped(network, groups):
             return function(*inputs)
 
     result: Tensor = checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)

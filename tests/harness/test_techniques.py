@@ -36,6 +36,12 @@ def test_a_canonical_label_reads_back_as_itself(chosen: Techniques) -> None:
     assert (label == PLAIN) == (chosen == Techniques())
 
 
+def test_a_label_can_switch_off_what_a_preset_uses() -> None:
+    label = canonical("lean, checkpoint=none")
+    assert label == "lean,checkpoint=none"
+    assert techniques(label, {"checkpoint": "block", "conv_slice": 4}) == Techniques(conv_slice=4)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,0 +1,58 @@
+"""Lean runs through the whole harness: checked, measured in three passes, smaller than plain ones, adding up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.checks import check_spec
+from harness.errors import UsageError
+from harness.results import RunResult
+from harness.spec import RunSpec
+from harness.suite import run_specs
+
+
+def spec(method: str, execution: str, **changes: Any) -> RunSpec:
+    config = {"trunk": "frozen"} if method.startswith("lightcl") else {}
+    values: dict[str, Any] = {"stream": "synthetic-cifar10", "width": 16, "buffer_size": 15, "replay_size": 15}
+    return RunSpec(**{**values, "method": method, "execution": execution, "config": config, **changes})
+
+
+def test_a_lean_run_adds_up_and_holds_less_than_a_plain_one() -> None:
+    found: list[RunResult] = []
+    specs = [spec("lightcl-sparse", "plain", measure="peak"), spec("lightcl-sparse", "lean")]
+    for one in specs:
+        check_spec(one)
+    run_specs(specs, found.append)
+    results = {result.spec.execution: result for result in found}
+    plain, lean = results["plain"], results["lean"]
+    assert [plain.status, lean.status, lean.checks, lean.observer_delta_bytes] == ["ok", "ok", [], 0]
+    assert lean.allocator is not None
+    assert plain.allocator is not None
+    assert lean.footprint is not None
+    assert sum(lean.footprint.at_peak.values()) == lean.allocator.peak_bytes < plain.allocator.peak_bytes / 2
+    assert lean.execution["storage"] == "compact"
+    assert (lean.flops_per_step or 0) < (plain.flops_per_step or 0), "channels that are not there take no operations"
+    assert lean.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("method", "execution", "reason"),
+    [
+        ("derpp", "storage=compact", "this method prunes none"),
+        ("derpp", "grouped_bn=true,backward=termwise", "choose one"),
+        ("pnn", "checkpoint=block", "a column runs stage by stage"),
+    ],
+)
+def test_what_would_change_the_computation_is_refused_before_anything_starts(
+    method: str, execution: str, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        check_spec(spec(method, execution))
+
+
+def test_flattened_ewc_refuses_to_step_parameter_by_parameter() -> None:
+    with pytest.raises(UsageError, match="need all of them together"):
+        check_spec(spec("ewc", "optimizer_in_backward=true", config={"vectors": "flattened"}))
+    check_spec(spec("ewc", "optimizer_in_backward=true"))
