@@ -13,6 +13,7 @@ from harness.job import Pass
 from harness.results import RunResult
 from harness.spec import RunSpec
 from harness.suite import Watcher
+from harness.techniques import PLAIN
 from reports.units import mib
 
 
@@ -65,11 +66,15 @@ class Bars(Watcher):
 def summary(result: RunResult) -> str:
     """Return one line: what was run and what came out."""
     spec = result.spec
-    name = f"{spec.method} on {spec.stream}"
+    how = "" if spec.execution == PLAIN else f" ({spec.execution})"
+    name = f"{spec.method}{how} on {spec.stream}"
     if result.status != "ok":
         return f"{name}: {result.status}: {result.reason}"
     if result.footprint is not None:
         return f"{name}: peak {mib(result.footprint.peak_bytes)} MiB in {result.footprint.peak_phase}"
+    if spec.measure == "peak" and result.allocator is not None:
+        sizes = f"batch {spec.batch_size}, replay {spec.replay_size}"
+        return f"{name}, {sizes}: peak {mib(result.allocator.peak_bytes)} MiB"
     shown = [
         f"{scenario} {100 * value:.1f} %"
         for scenario in ("class-IL", "task-IL")

@@ -119,16 +119,19 @@ def summary(sections: Sequence[Section]) -> str:
 
 def _headline(section: Section) -> str:
     # the percentages lose their ± here: the report has them, a terminal of 80 columns has no room
-    later = later_differs(section)
-    rows = []
-    for cell in section.cells:
-        accuracies = [accuracy_text(cell, name).split(" ")[0] for name in ("class_il_accuracy", "task_il_accuracy")]
-        peaks = [mib(cell.tensor_peak_bytes), *([mib(cell.later_peak_bytes)] if later else [])]
-        failed = next((run.status for run in cell.failed), "")
-        peaks.append(mib(cell.process_peak_bytes("pinned")))
-        rows.append([cell.label, *peaks, *accuracies, count(len(cell.accuracy) or None), failed])
-    headers = ["method", "tensor\nMiB", *(["later\ntasks\nMiB"] if later else []), "process\nMiB"]
-    return _table([*headers, "class-IL\nACC %", "task-IL\nACC %", "seeds", "status"], rows)
+    columns = {
+        "method": [cell.label for cell in section.cells],
+        "tensor\nMiB": [mib(cell.tensor_peak_bytes) for cell in section.cells],
+    }
+    if later_differs(section):
+        columns["later\ntasks\nMiB"] = [mib(cell.later_peak_bytes) for cell in section.cells]
+    columns["process\nMiB"] = [mib(cell.process_peak_bytes("pinned")) for cell in section.cells]
+    for header, metric in (("class-IL\nACC %", "class_il_accuracy"), ("task-IL\nACC %", "task_il_accuracy")):
+        columns[header] = [accuracy_text(cell, metric).split(" ")[0] for cell in section.cells]
+    columns["seeds"] = [count(len(cell.accuracy) or None) for cell in section.cells]
+    columns["status"] = [next((run.status for run in cell.failed), "") for cell in section.cells]
+    shown = {header: values for header, values in columns.items() if any(values)}
+    return _table(list(shown), list(zip(*shown.values(), strict=True)))
 
 
 def _role_blocks(section: Section, per_block: int = 3) -> list[str]:

@@ -23,7 +23,8 @@ def verdict(claim: Claim, benches: Sequence[Bench]) -> list[str]:
     """Return the sentences: what was claimed, what its own ledger gives, what was measured, where it is true."""
     sentences = [claimed(claim), like_for_like(claim), ledger(claim), corrected(claim), accuracy(claim)]
     for bench in benches:
-        sentences += [*(measured(bench, name) for name in bench.executions), surface(bench), floor(bench)]
+        sentences += [measured(bench, name) for name in bench.executions]
+        sentences += [across(bench), surface(bench), floor(bench)]
     if not benches:
         done = " and ".join(f"`clmem run {name}`" for name in claim.suites)
         sentences.append(f"Nothing of this is measured here yet; {done} will do it.")
@@ -133,6 +134,27 @@ def measured(bench: Bench, execution: str) -> str:
     return (
         f"Measured on {bench.target}, {execution}: {larger_row.label} and {smaller_row.label} hold {'; '.join(parts)}."
     )
+
+
+def across(bench: Bench) -> str:
+    """Say how far the headline's smaller row, carried out lean, is below others as they are run, and lean too."""
+    claim = bench.claim
+    smaller = claim.row(claim.headline.smaller)
+    parts = []
+    for name, dataset in claim.datasets.items():
+        own = bench.place(name, smaller.id, "lean")
+        ratios = []
+        for row in map(claim.row, claim.against):
+            usual = "released" if "released" in row.measured else "plain"
+            found = [bench.ratio(bench.place(name, row.id, execution), own) for execution in (usual, "lean")]
+            if None not in found:
+                ratios.append(f"{row.label} {found[0]:.2f}x as it is run ({usual}) and {found[1]:.2f}x lean")
+        if ratios:
+            parts.append(f"on {dataset.title} ({mib(bench.peak_bytes(own))} MiB) {', '.join(ratios)}")
+    if not parts:
+        return ""
+    text = f"{smaller.label} carried out lean is smaller than others: {'; '.join(parts)}."
+    return f"{text} Of each two the second compares equals."
 
 
 def surface(bench: Bench) -> str:

@@ -126,6 +126,16 @@ def test_the_verdict_says_what_was_claimed_recomputed_and_measured(claim: Claim,
     assert "at most 16.00x below SGD on TinyImageNet (40.0 of 640.0 MiB)" in text
 
 
+def test_lean_is_compared_with_others_as_they_are_run_and_with_others_lean(claim: Claim, run: MakeRun) -> None:
+    made = [run("lightcl-sparse", 50.0, execution="lean"), run("derpp", 1000.0), run("sparcl-derpp@released", 1500.0)]
+    made += [run("derpp", 250.0, execution="lean"), run("sparcl-derpp", 300.0, execution="lean"), run("er", 900.0)]
+    (sentence,) = [text for text in verdict(claim, benches(claim, made)) if "carried out lean" in text]
+    assert sentence.startswith("LightCL 0.9 carried out lean is smaller than others: on TinyImageNet (50.0 MiB) DER++ ")
+    assert "DER++ 20.00x as it is run (plain) and 5.00x lean" in sentence
+    assert "SparCL-DER++ 0.9 30.00x as it is run (released) and 6.00x lean" in sentence
+    assert " ER " not in sentence, "which was not measured lean"
+
+
 def test_without_results_the_verdict_names_the_suites_that_would_measure_it(claim: Claim) -> None:
     assert "`clmem run table1-memory`" in verdict(claim, [])[-1]
     assert "Measured on" not in page(claim, [])
