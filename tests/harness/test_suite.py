@@ -184,7 +184,8 @@ def workers_of(parent: int) -> list[int]:
 
 
 def start(suite: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bench.cli", "run", str(suite), "--out", str(out)]
+    # a background job of a shell ignores Ctrl-C, and so would everything it starts, these tests included
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.cli", "run", str(suite), "--out", str(out)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 
