@@ -32,11 +32,14 @@ SHORT = {"epochs": 1, "steps_per_task": None}
 
 
 class Variation(BaseModel):
-    """Conditions that differ from the suite's: everything in `methods` (all by default) is run under them too."""
+    """What differs from the suite's: those of its methods and streams (all by default), in other executions if named,
+    are run under these conditions too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: list[str] | None = None
+    streams: list[str] | None = None
+    executions: list[Annotated[str, AfterValidator(canonical)]] | None = None
     batch_size: int | None = None
     buffer_size: int | None = None
     replay_size: int | None = None
@@ -51,8 +54,8 @@ class Suite(Conditions):
     """A suite file: every method on every stream, its memory once and its accuracy once per seed.
 
     executions: how steps are carried out; every run once in each. config: per method, overrides of its
-    hyper-parameters. vary: the suite is run once under each of these, and not
-    under its own conditions alone. timeout_s: for one process.
+    hyper-parameters. vary: the suite is run once under each of these, and not under its own conditions alone.
+    timeout_s: for one process.
     """
 
     title: str
@@ -81,9 +84,14 @@ class Suite(Conditions):
                     raise ValueError(
                         f"it sets [config.{name}] but does not run {name!r}; its methods are {self.methods}"
                     )
-        for name in (name for variation in self.vary for name in variation.methods or []):
-            if name not in self.methods:
-                raise ValueError(f"it varies {name!r} but does not run it; its methods are {self.methods}")
+        for variation in self.vary:
+            for kind, named, own in (
+                ("methods", variation.methods, self.methods),
+                ("streams", variation.streams, self.streams),
+            ):
+                for name in named or []:
+                    if name not in own:
+                        raise ValueError(f"it varies {name!r} but does not run it; its {kind} are {own}")
         return self
 
     def specs(self) -> list[RunSpec]:
@@ -105,10 +113,9 @@ class Suite(Conditions):
             if measure in self.measure
             for seed in (self.seeds if measure == "accuracy" else self.seeds[:1])
             for variation in self.vary
-            for stream in self.streams
-            for method in self.methods
-            for execution in self.executions
-            if variation.methods is None or method in variation.methods
+            for stream in (self.streams if variation.streams is None else variation.streams)
+            for method in (self.methods if variation.methods is None else variation.methods)
+            for execution in (self.executions if variation.executions is None else variation.executions)
         ]
         return list(dict.fromkeys(specs))
 

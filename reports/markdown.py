@@ -14,6 +14,7 @@ from reports.claims.claim import claim_names, load_claim
 from reports.claims.measured import benches
 from reports.claims.page import short
 from reports.expectations import expectations_sentence, expectations_table
+from reports.ladders import ladder_sentence, ladder_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
 from reports.units import UNDEFINED, plural
@@ -92,6 +93,10 @@ def _section(section: Section, plots: list[Plot]) -> list[str]:
         parts.append(provenance.sum_check(section))
         parts.append(_details("Roles at the peak in bytes, and the sum check", tables.role_bytes_table(section)))
         parts.append(_details("Each role's own peak (MiB)", tables.role_peak_table(section)))
+        carried_out = ladder_table(section)
+        if carried_out:
+            parts += ["### Execution: released, plain, step by step to lean (MiB)", ladder_sentence(section)]
+            parts += [carried_out, *_images(plots, "execution")]
         parts += ["### Phases (peak MiB)", sentences.phase_sentence(section), tables.phase_table(section)]
         parts.append(_details("Every task and phase (peak MiB, nothing instrumented)", tables.task_table(section)))
         workspace = tables.workspace_table(section)
@@ -127,9 +132,11 @@ def _claims(runs: list[RunResult]) -> list[str]:
 
 
 def _images(plots: list[Plot], *kinds: Kind) -> list[str]:
-    """Return the PNGs of some kinds, which every viewer shows, each linked to the SVG, which stays sharp."""
-    shown = [(plot.caption, plot.png.stem) for plot in plots if plot.kind in kinds]
-    return [f"[![{caption}](plots/{name}.png)](plots/{name}.svg)" for caption, name in shown]
+    """Return the PNGs of some kinds, which every viewer shows, each linked to the SVG, if any, which stays sharp."""
+    shown = [plot for plot in plots if plot.kind in kinds]
+    sharp = [plot.png.with_suffix(".svg").name if plot.has_svg else plot.png.name for plot in shown]
+    pairs = zip(shown, sharp, strict=True)
+    return [f"[![{plot.caption}](plots/{plot.png.name})](plots/{name})" for plot, name in pairs]
 
 
 def _details(summary: str, *parts: str) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.files import write_bytes
-from harness.results import RunResult
+from harness.results import Footprint, RunResult
 from reports.cells import Cell, Section
 from reports.labels import place_labels, spread
+from reports.ladders import ladders
 from reports.units import MIB, Statistic, mib
 
 if TYPE_CHECKING:
@@ -52,16 +53,17 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_CHARACTERS = 34
 
-Kind = Literal["roles", "accuracy", "timeline", "process"]
+Kind = Literal["roles", "execution", "accuracy", "timeline", "process"]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One drawn plot: the SVG lies beside the PNG under the same name."""
+    """One drawn plot. has_svg: an SVG lies beside the PNG under the same name."""
 
     kind: Kind
     caption: str
     png: Path
+    has_svg: bool = True
 
 
 def draw_section(section: Section, folder: Path, progress: Callable[[str], None] | None = None) -> list[Plot]:
@@ -77,10 +79,15 @@ def draw_section(section: Section, folder: Path, progress: Callable[[str], None]
         if progress is not None:
             progress(caption)
         with plot_style():
-            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{slug}-{name}.png")))
+            # as an SVG a timeline is thousands of steps, three times its PNG
+            svg = kind != "timeline"
+            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{slug}-{name}.png", svg), svg))
 
     if section.measured:
         draw("roles", "roles", "Bytes by role at the peak of each method", partial(roles_figure, section))
+    if ladders(section):
+        caption = "Bytes by role at the peak of each method, plainly and with one technique after the other"
+        draw("execution", "execution", caption, partial(execution_figure, section))
     if accuracy_points(section):
         draw("accuracy", "accuracy", "Accuracy against tensor peak", partial(accuracy_figure, section))
     for number, (cell, run, footprint) in enumerate(section.measured):
@@ -96,24 +103,49 @@ def draw_section(section: Section, folder: Path, progress: Callable[[str], None]
 def roles_figure(section: Section) -> Figure:
     """Return stacked horizontal bars: one bar per method, largest peak on top, one colour per role, in MiB."""
     measured = section.measured
-    figure, axes = _figure(8.0, 1.5 + 0.36 * len(measured))
-    present = [role for role in STACK if any(footprint.at_peak.get(role) for _, _, footprint in measured)]
-    rows = range(len(measured))
-    left = [0.0] * len(measured)
-    for role in present:
-        widths = [footprint.at_peak.get(role, 0) / MIB for _, _, footprint in measured]
+    bars = [(float(row), cell.label, footprint) for row, (cell, _, footprint) in enumerate(measured)]
+    figure, _ = _stacked_bars(bars)
+    return figure
+
+
+def execution_figure(section: Section) -> Figure:
+    """Return stacked horizontal bars in MiB, a group for each method: as released, plain, step by step to lean."""
+    bars: list[tuple[float, str, Footprint]] = []
+    heads: list[tuple[float, str]] = []
+    row = 0.0
+    for ladder in ladders(section):
+        heads.append((row, ladder.label))
+        bars += [(row + 1 + number, rung.added, rung.footprint) for number, rung in enumerate(ladder.rungs)]
+        row += len(ladder.rungs) + 1.4
+    figure, axes = _stacked_bars(bars)
+    for position, label in heads:
+        axes.annotate(
+            label, (0, position + 0.1), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+            va="center", fontweight="bold",
+        )  # fmt: skip
+    return figure
+
+
+def _stacked_bars(bars: Sequence[tuple[float, str, Footprint]]) -> tuple[Figure, Axes]:
+    """Return one stacked bar by role (MiB) for each (position from the top, label, footprint), with its total."""
+    last = max(row for row, _, _ in bars)
+    figure, axes = _figure(8.0, 1.86 + 0.36 * last)
+    rows = [row for row, _, _ in bars]
+    left = [0.0] * len(bars)
+    for role in (role for role in STACK if any(footprint.at_peak.get(role) for _, _, footprint in bars)):
+        widths = [footprint.at_peak.get(role, 0) / MIB for _, _, footprint in bars]
         axes.barh(rows, widths, left=left, height=0.72, color=ROLE_COLOURS[role], label=role.replace("_", " "))
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for row, (_, _, footprint) in enumerate(measured):
-        axes.annotate(mib(footprint.peak_bytes), (left[row], row), (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(list(rows), [_short(cell.label) for cell, _, _ in measured])
-    axes.invert_yaxis()
+    for end, (row, _, footprint) in zip(left, bars, strict=True):
+        axes.annotate(mib(footprint.peak_bytes), (end, row), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(rows, [_short(label) for _, label, _ in bars])
+    axes.set_ylim(last + 0.6, -0.6)
     axes.set_xlim(0, 1.12 * max(left))
     axes.set_xlabel("live at the peak (MiB)")
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     axes.tick_params(axis="y", length=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
-    return figure
+    return figure, axes
 
 
 def accuracy_points(section: Section) -> list[tuple[Cell, Statistic]]:
@@ -257,8 +289,8 @@ def process_figure(section: Section) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, png: Path) -> Path:
-    """Write a figure as PNG and, beside it, as SVG, each whole or not at all; return the PNG's path.
+def save_figure(figure: Figure, png: Path, svg: bool = True) -> Path:
+    """Write a figure as PNG and, beside it, as SVG if wanted, each whole or not at all; return the PNG's path.
 
     The bytes depend on the figure and matplotlib's version only: no date, and fixed element ids.
     """
@@ -268,7 +300,8 @@ def save_figure(figure: Figure, png: Path) -> Path:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     with rc_context({"svg.hashsalt": "clmem"}):
-        for path, metadata in ((png.with_suffix(".svg"), {"Date": None}), (png, {"Software": None})):
+        drawn = [(png.with_suffix(".svg"), {"Date": None})] if svg else []
+        for path, metadata in (*drawn, (png, {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
             write_bytes(path, buffer.getvalue())
