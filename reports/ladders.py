@@ -89,7 +89,7 @@ def _added(run: RunResult, before: Mapping[str, Any] | None) -> str:
     if before is None or not before.keys() <= chosen.keys():
         return LEAN if lean else " ".join(_spoken(chosen))
     new = {name: value for name, value in chosen.items() if before.get(name) != value}
-    return " ".join(["+", *_spoken(new), *([f"= {LEAN}"] if lean else [])])
+    return " ".join([*([f"{LEAN}:"] if lean else []), "+", *_spoken(new)])
 
 
 def _spoken(chosen: Mapping[str, Any]) -> list[str]:

@@ -51,13 +51,13 @@ def test_a_methods_executions_stand_in_order_each_saying_what_it_adds(section: S
         ladder.label: [(rung.added, rung.peak_bytes // 2**20) for rung in ladder.rungs] for ladder in ladders(section)
     }
     assert found == {
-        "sgd": [("plain", 200), ("+ optimizer_in_backward = lean", 180)],
+        "sgd": [("plain", 200), ("lean: + optimizer_in_backward", 180)],
         "lightcl (trunk=frozen)": [
             ("released", 140),
             ("plain", 100),
             ("+ optimizer_in_backward", 90),
             ("+ checkpoint=block", 80),
-            ("+ checkpoint=convolution conv_slice=4 = lean", 60),
+            ("lean: + checkpoint=convolution conv_slice=4", 60),
         ],
     }
 
