@@ -38,6 +38,20 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_variation_may_name_methods_streams_and_executions_of_its_own(tmp_path: Path) -> None:
+    text = TINY.replace("steps_per_task = 1", 'measure = ["peak"]') + """
+[[vary]]
+executions = ["plain", "lean"]
+methods = ["er"]
+[[vary]]
+executions = ["checkpoint=block"]
+streams = ["split-fashion-mini"]
+"""
+    specs = load_suite(write(tmp_path, text)).specs()
+    found = [(spec.method, spec.execution) for spec in specs]
+    assert found == [("er", "plain"), ("er", "lean"), ("sgd", "checkpoint=block"), ("er", "checkpoint=block")]
+
+
 def test_a_suite_measures_memory_once_and_accuracy_once_per_seed(tmp_path: Path) -> None:
     specs = load_suite(write(tmp_path, TINY)).specs()
     assert [(s.method, s.measure, s.seed) for s in specs] == [
@@ -55,6 +69,7 @@ def test_a_suite_measures_memory_once_and_accuracy_once_per_seed(tmp_path: Path)
     [
         ("title = ", "not valid TOML"),
         (TINY.replace("methods", "method"), "did you mean 'methods'"),
+        (TINY + '[[vary]]\nstreams = ["split-cifar10"]', "varies 'split-cifar10' but does not run it; its streams are"),
         (TINY.replace("seeds = [0, 1]", "seeds = []"), "seeds"),
         (TINY.replace("width = 1", "width = 'wide'"), "width is 'wide'"),
         (TINY.replace("seeds = [0, 1]", "seeds = [0, -1]"), "seeds.1 is -1"),
