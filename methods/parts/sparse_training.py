@@ -193,8 +193,21 @@ def close_least_important(open_: Tensor, weight: Tensor, gradient: Tensor, keep:
 
 def open_by_chance(open_: Tensor, wanted: int, rng: np.random.Generator) -> None:
     """Open closed elements, each with the same chance, until `wanted` are open; bool [n], in place."""
-    ranks = (~open_).cumsum(0, dtype=torch.int32)  # 4 bytes per element; the closed ones' positions would take 8
-    closed = int(ranks[-1])
-    chosen = rng.choice(closed, wanted - (len(open_) - closed), replace=False, shuffle=False)
-    numbers = torch.from_numpy(chosen.astype(np.int32) + 1).to(open_.device)
-    open_.index_fill_(0, torch.searchsorted(ranks, numbers), True)
+    missing = wanted - int(open_.count_nonzero())
+    if missing > 0:
+        open_.index_fill_(0, drawn_from(~open_, missing, rng), True)
+
+
+def drawn_from(closed: Tensor, number: int, rng: np.random.Generator) -> Tensor:
+    """Return int64 [number]: the first distinct positions drawn from all that are closed; bool [n].
+
+    Takes the memory of what is drawn, not of what is drawn from. Closing more beforehand only adds positions to those
+    that could come first: the order of all draws is that of the generator.
+    """
+    drawn = np.empty(0, dtype=np.int64)
+    while True:
+        drawn = np.concatenate([drawn, rng.integers(len(closed), size=number)])
+        positions = torch.from_numpy(drawn[np.sort(np.unique(drawn, return_index=True)[1])]).to(closed.device)
+        found = positions[closed[positions]]
+        if len(found) >= number:
+            return found[:number]
