@@ -20,10 +20,15 @@ of every `stage`, a layer of blocks; `nested`: of every stage, and within it aga
 every block, and within it again of every convolution with its batch norm; `deep`: all three."""
 
 
+INEXACT = frozenset({"micro_batch", "frozen_weights", "autocast"})
+"""Techniques that compute something else: statistics of fewer images, or numbers of fewer bits."""
+
+
 class Techniques(BaseModel):
     """Which lean techniques are in use; the default is plain execution.
 
-    Every one leaves what is computed as it is (to rounding), or is refused for a method where it would not.
+    Every one leaves what is computed as it is (to rounding), or is refused for a method where it would not; but for
+    those in INEXACT, which results mark.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,13 +50,28 @@ class Techniques(BaseModel):
         0, ge=0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
     )
     inplace_relu: bool = Field(False, description="let ReLUs overwrite their inputs, which no backward reads")
-    storage: Literal["masked", "compact"] = Field(
-        "masked", description="hold pruned weights as zeros, or do not hold them"
+    micro_batch: int = Field(
+        0, ge=0, description="images whose activations live at a time; batch norms that learn take their statistics"
+    )
+    frozen_weights: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+        "float32", description="what a frozen trunk's convolutions are stored in; each is float32 while it computes"
+    )
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none", description="what convolutions and products are computed in, and their inputs kept in for the backward"
+    )
+    storage: Literal["masked", "compact", "sparse"] = Field(
+        "masked",
+        description="hold pruned weights as zeros; remove pruned channels; or store the values of open weights alone",
     )
 
     def changed(self) -> dict[str, Any]:
         """Return what differs from plain execution, by name."""
         return self.model_dump(exclude_defaults=True)
+
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether nothing in use computes something else than plain execution does."""
+        return not INEXACT & self.changed().keys()
 
 
 def canonical(text: str) -> str:

@@ -119,6 +119,14 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+class OpenElements(Protocol):
+    """Says which elements of a tensor are open; the others are zero."""
+
+    def read(self) -> Tensor:
+        """Return a bool [n] over all elements in order: True where open."""
+        ...
+
+
 class Executor(Protocol):
     """How a method looks through the network without learning: evaluation, importance, reference features."""
 
@@ -190,6 +198,8 @@ class Method:
     """Whether it keeps samples: then a buffer of 0 is refused."""
     joint: ClassVar[bool] = False
     """Whether it trains on all tasks at once, and so is no continual learner."""
+    freezes: ClassVar[bool] = False
+    """Whether it freezes a trunk, from the start or later."""
     grows_with_tasks: ClassVar[Literal["", "begun", "learnt"]] = ""
     """Whether its state grows with every task that is `begun`, or only `learnt` by at least one step, so that a memory
     measurement must visit all of them; empty when it does not."""
@@ -235,6 +245,17 @@ class Method:
 
     def channels_removed(self) -> None:
         """Take note that the network holds nothing but the kept channels from now on."""
+
+    def open_weights(self) -> Mapping[str, OpenElements]:
+        """Return, by parameter name, masks of convolutions' elements; closed ones are zero between steps.
+
+        The method changes a mask only in `adjust_gradient` of its parameter, so closed elements need not be stored.
+        """
+        return {}
+
+    def usable_gradient(self, name: str) -> Tensor:
+        """Return bool [n]: the elements of a gradient in `open_weights` that can change anything in this step."""
+        return self.open_weights()[name].read()
 
     @property
     def needs_whole_gradients(self) -> bool:

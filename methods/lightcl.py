@@ -59,6 +59,7 @@ class LightCL(Method):
         "released": {"weight_masks": "float32", "trunk_bn": "train", "evaluation_graph": True}
     }
     tuned = searched(lr=0.03, beta=2e-4)
+    freezes = True
     lean = GROUPED_TAIL
 
     class Config(TailConfig):

@@ -17,7 +17,8 @@ Differs from the paper / the released code in:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -32,7 +33,7 @@ class SparCLDERpp(SparCL):
 
     name = "sparcl-derpp"
     tuned = searched(lr=0.1, alpha=0.3)
-    lean = TERMWISE
+    lean: ClassVar[Mapping[str, object]] = {**TERMWISE, "storage": "sparse"}
 
     class Config(SparCL.Config):
         """Hyper-parameters."""

@@ -25,8 +25,9 @@ Differs from the paper / the released code in:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -40,7 +41,7 @@ class SparCLER(SparCL):
 
     name = "sparcl-er"
     tuned = searched(lr=0.06)
-    lean = WHOLE
+    lean: ClassVar[Mapping[str, object]] = {**WHOLE, "storage": "sparse"}
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """One term on the concatenation; in task 0 on what is left of the batch alone."""

@@ -21,6 +21,7 @@ class TailER(ER):
 
     name = "tail-er"
     tuned = searched(lr=0.03)
+    freezes = True
     lean = TAIL
 
     class Config(ER.Config, TailConfig):

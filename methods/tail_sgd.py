@@ -23,6 +23,7 @@ class TailSGD(Method):
 
     name = "tail-sgd"
     tuned = searched(lr=0.01)
+    freezes = True
     lean = TAIL
 
     class Config(TailConfig):

@@ -7,16 +7,20 @@ only then: the update is that of a step after the backward, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
+
+from harness.execution.stored import OpenWeight
 
 
 class InBackward:
     """Steps the optimizer of each parameter when its gradient is whole, while armed.
 
-    optimizers: one by parameter name. adjust: changes a gradient before it is applied.
+    optimizers: one by parameter name. adjust: changes a gradient before it is applied. stored: parameters that are
+    whole only while they change.
     """
 
     def __init__(
@@ -24,8 +28,9 @@ class InBackward:
         network: nn.Module,
         optimizers: dict[str, torch.optim.Optimizer],
         adjust: Callable[[str, nn.Parameter], None],
+        stored: Mapping[str, OpenWeight],
     ) -> None:
-        self.network, self.optimizers, self.adjust = network, optimizers, adjust
+        self.network, self.optimizers, self.adjust, self.stored = network, optimizers, adjust, stored
         self.armed = False
         self.handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
@@ -42,18 +47,20 @@ class InBackward:
         """Apply what no backward came to while armed, and disarm."""
         self.armed = False
         for name, parameter in self.network.named_parameters():
-            if parameter.grad is not None:
+            if parameter.grad is not None or (name in self.stored and self.stored[name].pending is not None):
                 self._apply(name, parameter)
 
     def _hook(self, name: str) -> Callable[[nn.Parameter], None]:
         def applied(parameter: nn.Parameter) -> None:
             if self.armed:
                 self._apply(name, parameter)
+            elif name in self.stored:
+                self.stored[name].postpone()
 
         return applied
 
     def _apply(self, name: str, parameter: nn.Parameter) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), self.stored[name].changing() if name in self.stored else nullcontext():
             self.adjust(name, parameter)
-        self.optimizers[name].step()
-        self.optimizers[name].zero_grad(set_to_none=True)
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)

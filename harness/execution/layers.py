@@ -32,9 +32,51 @@ def _in_slices(module: nn.Conv2d, size: int, x: Tensor, weight: Tensor, bias: Te
     if bias is not None or len(x) <= size or x.numel() <= weight.numel():
         whole: Tensor = nn.Conv2d._conv_forward(module, x, weight, bias)
         return whole
-    shape = (module.stride, module.padding, module.dilation, module.groups)
-    sliced: Tensor = _SlicedConvolution.apply(x, weight, shape, size)
+    sliced: Tensor = _SlicedConvolution.apply(x, weight, shape_of(module), size)
     return sliced
+
+
+def shape_of(module: nn.Conv2d) -> tuple[Any, ...]:
+    """Return a convolution's stride, padding, dilation and groups."""
+    return module.stride, module.padding, module.dilation, module.groups
+
+
+def convolve(x: Tensor, weight: Tensor, shape: tuple[Any, ...], size: int) -> Tensor:
+    """Return x [n, C, H, W] convolved with weight [D, C / groups, h, w]: [n, D, H', W'], `size` samples at a time."""
+    parts = iter(torch.split(x, size))
+    first = torch.conv2d(next(parts), weight, None, *shape)
+    if len(first) == len(x):
+        return first
+    result = first.new_empty((len(x), *first.shape[1:]))
+    result[: len(first)] = first
+    del first
+    for number, part in enumerate(parts, start=1):
+        result[number * size : number * size + len(part)] = torch.conv2d(part, weight, None, *shape)
+    return result
+
+
+def convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, shape: tuple[Any, ...], size: int, needed: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and of the weight, those that are needed, `size` samples at a time."""
+    stride, padding, dilation, groups = shape
+    need_x, need_weight = needed
+    grad_x = torch.empty_like(x) if need_x and len(x) > size else None
+    grad_weight: Tensor | None = None
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        found = torch.ops.aten.convolution_backward(
+            grad[part], x[part], weight, None, stride, padding, dilation, False, [0, 0], groups,
+            [need_x, need_weight, False],
+        )  # fmt: skip
+        if len(x) <= size:
+            return found[0], found[1]
+        if grad_x is not None:
+            grad_x[part] = found[0]
+        if need_weight:
+            grad_weight = found[1] if grad_weight is None else grad_weight.add_(found[1])
+        del found
+    return grad_x, grad_weight
 
 
 class _SlicedConvolution(torch.autograd.Function):
@@ -44,31 +86,10 @@ class _SlicedConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, shape: tuple[Any, ...], size: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.shape, ctx.size = shape, size
-        parts = iter(torch.split(x, size))
-        first = torch.conv2d(next(parts), weight, None, *shape)
-        result = first.new_empty((len(x), *first.shape[1:]))
-        result[: len(first)] = first
-        del first
-        for number, part in enumerate(parts, start=1):
-            result[number * size : number * size + len(part)] = torch.conv2d(part, weight, None, *shape)
-        return result
+        return convolve(x, weight, shape, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.shape
-        need_x, need_weight = ctx.needs_input_grad[:2]
-        grad_x = torch.empty_like(x) if need_x else None
-        grad_weight: Tensor | None = None
-        for start in range(0, len(x), ctx.size):
-            part = slice(start, start + ctx.size)
-            found = torch.ops.aten.convolution_backward(
-                grad[part], x[part], weight, None, stride, padding, dilation, False, [0, 0], groups,
-                [need_x, need_weight, False],
-            )  # fmt: skip
-            if grad_x is not None:
-                grad_x[part] = found[0]
-            if need_weight:
-                grad_weight = found[1] if grad_weight is None else grad_weight.add_(found[1])
-            del found
-        return grad_x, grad_weight, None, None
+        found = convolve_backward(grad, x, weight, ctx.shape, ctx.size, ctx.needs_input_grad[:2])
+        return *found, None, None

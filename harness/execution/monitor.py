@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method
+
+Held = Callable[[], Mapping[str, Iterable[Tensor]]]
+"""Returns tensors by role."""
 
 
 class Monitor(Protocol):
@@ -18,8 +22,8 @@ class Monitor(Protocol):
         """Bracket one phase of one task."""
         ...
 
-    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Tell whose memory it is, once everything is built."""
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer], held: Held) -> None:
+        """Tell whose memory it is, once everything is built. held: what the execution itself holds."""
         ...
 
     def inputs(self, *tensors: Tensor) -> None:
@@ -38,7 +42,7 @@ class Unwatched:
         """Do nothing."""
         return nullcontext()
 
-    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer], held: Held) -> None:
         """Do nothing."""
 
     def inputs(self, *tensors: Tensor) -> None:

@@ -12,6 +12,30 @@ def refuse(techniques: Techniques, method: Method) -> None:
         raise ValueError(
             "optimizer_in_backward applies gradients one by one, and this method's settings need all of them together"
         )
+    if techniques.storage == "sparse":
+        if not method.open_weights():
+            raise ValueError("storage=sparse stores open weights alone, and this method closes none weight by weight")
+        if not techniques.optimizer_in_backward:
+            raise ValueError(
+                "storage=sparse holds one whole weight at a time, and an optimizer step after the backward would need "
+                "all of them; add optimizer_in_backward"
+            )
+    if techniques.micro_batch and techniques.grouped_bn:
+        raise ValueError(
+            "micro_batch runs a step's terms one after the other and grouped_bn runs them as one; choose one"
+        )
+    if techniques.frozen_weights != "float32" and not method.freezes:
+        raise ValueError(
+            f"frozen_weights={techniques.frozen_weights} stores what is frozen in fewer bits, and this method freezes "
+            "nothing"
+        )
+    if techniques.autocast != "none" and (
+        techniques.grouped_bn or techniques.conv_slice or techniques.storage == "sparse"
+    ):
+        raise ValueError(
+            "autocast chooses a type for torch's own operations, and grouped_bn, conv_slice and storage=sparse replace "
+            "some of those; use it without them"
+        )
     if techniques.backward == "termwise" and techniques.grouped_bn:
         raise ValueError(
             "backward=termwise runs a step's terms one after the other and grouped_bn runs them as one; choose one"

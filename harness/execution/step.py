@@ -18,6 +18,7 @@ from harness.execution.layers import relus_in_place, slice_convolutions
 from harness.execution.monitor import Monitor
 from harness.execution.refusals import refuse
 from harness.execution.segments import run_segmented
+from harness.execution.stored import OpenWeight, RoundedWeight, store_open, store_rounded
 from harness.techniques import PLAIN, Techniques
 from methods.base import Batch, Method, Network, Outputs, Step, Term
 
@@ -35,6 +36,8 @@ class Execution:
         self.network: Network
         self.optimizers: dict[str, torch.optim.Optimizer]
         self.in_backward: InBackward | None = None
+        self.open: dict[str, OpenWeight] = {}
+        self.rounded: dict[str, RoundedWeight] = {}
 
     def attach(self, method: Method) -> None:
         """Take the method whose steps are carried out, and its network.
@@ -68,6 +71,14 @@ class Execution:
         if self.trunk is not self.method.trunk:
             self.trunk = self.method.trunk
             refuse(self.techniques, self.method)
+            self._round_trunk()
+
+    def _round_trunk(self) -> None:
+        """Store the trunk's weights in fewer bits, once it is frozen."""
+        name = self.techniques.frozen_weights
+        if self.trunk is not None and name != "float32" and not self.rounded:
+            size = self.techniques.conv_slice
+            self.rounded = store_rounded(self.network, self.trunk.boundary, getattr(torch, name), size)
 
     def _take_network(self) -> None:
         """Make the optimizer of the method's present network: plain SGD, per-parameter updates."""
@@ -78,16 +89,26 @@ class Execution:
             slice_convolutions(self.network, self.techniques.conv_slice)
         if self.techniques.inplace_relu:
             relus_in_place(self.network)
+        if self.techniques.storage == "sparse":
+            method, size = self.method, self.techniques.conv_slice
+            self.open = store_open(self.network, method.open_weights(), method.usable_gradient, size)
+        self._round_trunk()
         lr = self.method.config.lr
         if self.techniques.optimizer_in_backward:
             self.optimizers = {
                 name: torch.optim.SGD([parameter], lr=lr, foreach=False)
                 for name, parameter in self.network.named_parameters()
             }
-            self.in_backward = InBackward(self.network, self.optimizers, self.method.adjust_gradient)
+            self.in_backward = InBackward(self.network, self.optimizers, self.method.adjust_gradient, self.open)
         else:
             self.optimizers = {"": torch.optim.SGD(self.network.parameters(), lr=lr, foreach=False)}
-        self.monitor.attach(self.method, list(self.optimizers.values()))
+        self.monitor.attach(self.method, list(self.optimizers.values()), self._held)
+
+    def _held(self) -> dict[str, list[Tensor]]:
+        """Return what lies in place of whole weights and of whole gradients, by role."""
+        stored = [*self.open.values(), *self.rounded.values()]
+        pending = [weight.pending for weight in self.open.values() if weight.pending is not None]
+        return {"parameters": [tensor for weight in stored for tensor in weight.tensors()], "gradients": pending}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the execution."""
@@ -102,7 +123,8 @@ class Execution:
     def describe(self) -> dict[str, object]:
         """Return the settings that results record."""
         changed = self.techniques.changed()
-        return {"name": "lean" if changed else PLAIN, "optimizer": "sgd", "foreach": False, **changed}
+        exact = {} if self.techniques.is_exact else {"exact": False}
+        return {"name": "lean" if changed else PLAIN, "optimizer": "sgd", "foreach": False, **exact, **changed}
 
     def learn(self, batch: Batch) -> Tensor:
         """Learn one batch; return the loss of its last step (scalar, detached).
@@ -124,19 +146,62 @@ class Execution:
         return loss
 
     def _step(self, terms: Step, outputs: list[Outputs]) -> Tensor:
-        groups = [[term] for term in terms] if self.techniques.backward == "termwise" else [terms]
+        size = self.techniques.micro_batch
+        groups = [[term] for term in terms] if size or self.techniques.backward == "termwise" else [terms]
         total: Tensor | None = None
         for number, group in enumerate(groups):
-            loss = self._forward(group, outputs)
-            if self.in_backward is not None:
-                self.in_backward.armed = number == len(groups) - 1
-            loss.backward()  # type: ignore[no-untyped-call]
+            last = number == len(groups) - 1
+            if size and len(group[0].images) > size:
+                loss = self._learn_in_slices(group[0], size, outputs, last)
+            else:
+                loss = self._forward(group, outputs)
+                self._backward([loss], [None], last)
             total = loss.detach() if total is None else total + loss.detach()
             del loss
-            self.monitor.scan()
         assert total is not None
         self._apply_gradients()
         return total
+
+    def _backward(self, tensors: list[Tensor], gradients: Sequence[Tensor | None], last: bool) -> None:
+        """Let gradients arrive; last: they are whole then."""
+        if self.in_backward is not None:
+            self.in_backward.armed = last
+        torch.autograd.backward(tensors, gradients)
+        self.monitor.scan()
+
+    def _learn_in_slices(self, term: Term, size: int, outputs: list[Outputs], last: bool) -> Tensor:
+        """Bring a term's gradients with the activations of `size` images at a time; return its loss, detached.
+
+        Gradient caching (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021):
+        a forward without a graph gives the outputs, the loss their gradients, and each slice is run again with a graph.
+        """
+        self.monitor.inputs(term.images, *term.targets)
+        with torch.no_grad(), running_statistics_untouched(self.network):
+            seen = [self._outputs(part, term.watch) for part in torch.split(term.images, size)]
+        names = ("", *term.watch)
+        whole = {name: torch.cat([part[name] for part in seen]).requires_grad_() for name in names}
+        del seen
+        loss = term.loss(Outputs(whole[""], {name: whole[name] for name in term.watch}), *term.targets)
+        self._backward([loss], [None], last=False)
+        outputs.append(Outputs(whole[""].detach()))
+        arrived = {name: tensor.grad for name, tensor in whole.items() if tensor.grad is not None}
+        loss = loss.detach()
+        del whole
+        for start in range(0, len(term.images), size):
+            part = slice(start, start + size)
+            found = self._outputs(term.images[part], term.watch)
+            tensors, gradients = [found[name] for name in arrived], [gradient[part] for gradient in arrived.values()]
+            del found
+            self._backward(tensors, gradients, last and part.stop >= len(term.images))
+            del tensors
+        return loss
+
+    def _outputs(self, images: Tensor, watch: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return {"": logits} and the watched maps of some images that are learnt."""
+        self._set_modes(self.network, training=True)
+        with Watch(self.network, watch) as maps:
+            logits = self._run(self.network, [images])
+        return {"": logits, **maps}
 
     def _apply_gradients(self) -> None:
         if self.in_backward is not None:
@@ -192,7 +257,13 @@ class Execution:
         return loss, logits.detach()
 
     def _run(self, network: Network, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits of some images, one behind the other, in the modes that are set."""
+        """Return the float32 logits of some images, one behind the other, in the modes that are set."""
+        if self.techniques.autocast == "none":
+            return self._run_as_it_is(network, images)
+        with torch.autocast(images[0].device.type, getattr(torch, self.techniques.autocast)):
+            return self._run_as_it_is(network, images).float()
+
+    def _run_as_it_is(self, network: Network, images: Sequence[Tensor]) -> Tensor:
         trunk = self.method.trunk
         boundary = None if trunk is None else trunk.boundary
         if boundary is None:

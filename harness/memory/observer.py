@@ -7,7 +7,7 @@ gradients as they are accumulated, tensors as autograd saves and releases them, 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.errors import ClmemError
+from harness.execution.monitor import Held
 from harness.memory.ledger import KEPT_ROLES, Observation, PhaseSpan, Records, Saved
 from harness.results import ROLES
 from methods.base import Method
@@ -61,7 +62,7 @@ class PhaseMarker:
     def _phase_begins(self) -> None:
         """Look at what lives between phases."""
 
-    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer], held: Held) -> None:
         """Do nothing."""
 
     def inputs(self, *tensors: Tensor) -> None:
@@ -76,15 +77,15 @@ class Observer(PhaseMarker):
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
-        self._state: Callable[[], Mapping[str, Iterable[Tensor]]] = dict
+        self._state: Held = dict
         self._hooked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._in_forward = False
 
-    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Read parameters, buffers, optimizer state and declared state of this method from now on."""
-        self.attach_state(lambda: _method_state(method, optimizers))
+    def attach(self, method: Method, optimizers: list[torch.optim.Optimizer], held: Held) -> None:
+        """Read parameters, buffers, optimizer state, declared state and what execution holds from now on."""
+        self.attach_state(lambda: _method_state(method, optimizers, held))
 
-    def attach_state(self, state: Callable[[], Mapping[str, Iterable[Tensor]]]) -> None:
+    def attach_state(self, state: Held) -> None:
         """Read {role: tensors} from this function at every scan."""
         self._state = state
 
@@ -240,7 +241,7 @@ def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
-def _method_state(method: Method, optimizers: list[torch.optim.Optimizer]) -> dict[str, list[Tensor]]:
+def _method_state(method: Method, optimizers: list[torch.optim.Optimizer], held: Held) -> dict[str, list[Tensor]]:
     state: dict[str, list[Tensor]] = {
         "parameters": list(method.network.parameters()),
         "module_buffers": list(method.network.buffers()),
@@ -258,4 +259,6 @@ def _method_state(method: Method, optimizers: list[torch.optim.Optimizer]) -> di
                 f"memory_roles() of {method.name!r} names the role {role!r}; it may declare replay and method_state"
             )
         state[role] = list(tensors)
+    for role, tensors in held().items():
+        state[role] = [*state.get(role, ()), *tensors]
     return state

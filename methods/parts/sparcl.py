@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Outputs, Setting, Task, Term
+from methods.base import Batch, Method, OpenElements, Outputs, Setting, Task, Term
 from methods.parts.data_removal import DataRemoval, taken
 from methods.parts.reservoir import Reservoir
 from methods.parts.sparse_training import SparseConfig, SparseTraining
@@ -61,6 +61,14 @@ class SparCL(Method):
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Move and apply the masks."""
         self.masks.adjust_gradient(name, parameter)
+
+    def open_weights(self) -> Mapping[str, OpenElements]:
+        """Closed weights are zero between steps."""
+        return self.masks.weights
+
+    def usable_gradient(self, name: str) -> Tensor:
+        """Gradients are read at open weights, and at those that may open in this step."""
+        return self.masks.usable_gradient(name)
 
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Note which of the learnt samples were right, and offer them to the reservoir, with the step's logits."""

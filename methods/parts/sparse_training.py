@@ -145,6 +145,18 @@ class SparseTraining:
             self._renew_gradient_mask(name, gradient)
         self.gradients[name].multiply(gradient)
 
+    def usable_gradient(self, name: str) -> Tensor:
+        """Return bool [n]: the elements of a layer's gradient that `adjust_gradient` will look at or let through."""
+        usable = self.weights[name].read()
+        if self.bounds is not None and self.refresh:  # what opens may move at once
+            lower, upper = (open_count(len(usable), sparsity) for sparsity in self.bounds)
+            if upper > lower:
+                usable.index_fill_(0, drawn_from(~usable, upper - lower, self._rng(name)), True)
+        return usable
+
+    def _rng(self, name: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, list(self.weights).index(name)])
+
     def _move_weight_mask(self, name: str, weight: Tensor, gradient: Tensor, lower: float, upper: float) -> None:
         mask, moving = self.weights[name], self.gradients[name]
         open_ = mask.read()
@@ -153,8 +165,7 @@ class SparseTraining:
         mask.multiply(weight)  # before any is opened again: those begin at 0
         if not self.refresh:
             moving.write(moving.read() & open_)
-        rng = np.random.default_rng([self.seed, list(self.weights).index(name)])
-        open_by_chance(open_, open_count(len(weight), upper), rng)
+        open_by_chance(open_, open_count(len(weight), upper), self._rng(name))
         mask.write(open_)
 
     def _renew_gradient_mask(self, name: str, gradient: Tensor) -> None:

@@ -39,7 +39,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_variation_may_name_methods_streams_and_executions_of_its_own(tmp_path: Path) -> None:
-    text = TINY.replace("steps_per_task = 1", 'measure = ["peak"]') + """
+    text = (
+        TINY.replace("steps_per_task = 1", 'measure = ["peak"]')
+        + """
 [[vary]]
 executions = ["plain", "lean"]
 methods = ["er"]
@@ -47,6 +49,7 @@ methods = ["er"]
 executions = ["checkpoint=block"]
 streams = ["split-fashion-mini"]
 """
+    )
     specs = load_suite(write(tmp_path, text)).specs()
     found = [(spec.method, spec.execution) for spec in specs]
     assert found == [("er", "plain"), ("er", "lean"), ("sgd", "checkpoint=block"), ("er", "checkpoint=block")]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.execution.monitor import Unwatched
 from harness.execution.step import Execution
 from harness.registry import method_class
+from harness.techniques import PLAIN, techniques
 from methods.base import Batch, Method, Network, Setting, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3
@@ -121,7 +122,11 @@ def make_setting(network: Network, **changes: Any) -> Setting:
 
 
 def make_method(
-    name: str, network: Network, config: Mapping[str, object] | None = None, **changes: Any
+    name: str,
+    network: Network,
+    config: Mapping[str, object] | None = None,
+    technique: str = PLAIN,
+    **changes: Any,
 ) -> tuple[Method, Execution]:
     """Return the registered method on the network, and the execution that carries it out.
 
@@ -129,7 +134,7 @@ def make_method(
     """
     if name.startswith("lightcl"):
         config = {"memory_size": 3, **(config or {})}
-    execution = Execution(Unwatched())
+    execution = Execution(Unwatched(), techniques(technique, {}))
     cls = method_class(name)
     method = cls(make_setting(network, executor=execution, **changes), cls.Config.model_validate(config or {}))
     execution.attach(method)

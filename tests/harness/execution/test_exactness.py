@@ -33,10 +33,12 @@ TECHNIQUES = (
     "conv_slice=3",
     "inplace_relu=true",
     "storage=compact",
+    "storage=sparse,optimizer_in_backward=true",
     LEAN,
 )
 # what the tests run of the table: every technique on two terms behind a trunk, every preset
 QUICK = {("lightcl-sparse", name) for name in TECHNIQUES} | {(name, LEAN) for name in NAMES}
+QUICK |= {("sparcl-derpp", "storage=sparse,optimizer_in_backward=true")}
 TABLE = Path(__file__).parents[3] / "docs" / "exactness.md"
 TOLERANCE = 1e-9
 
@@ -63,9 +65,9 @@ def tiny_resnet() -> ResNet18:
         return ResNet18(NUM_CLASSES, width=4)
 
 
-def learn(name: str, technique: str, steps: int) -> Method:
+def learn(name: str, technique: str, steps: int, network: ResNet18 | None = None) -> Method:
     """Return the method after two tasks of `steps` steps each in float64."""
-    cls, network = method_class(name), tiny_resnet()
+    cls, network = method_class(name), network or tiny_resnet()
     execution = Execution(Unwatched(), techniques(technique, cls.lean))
     setting = make_setting(
         network,

@@ -1,0 +1,208 @@
+"""Weights that are stored otherwise than they are computed with, and whole only while something computes with them.
+
+Forward, backward and update of a layer each put its weight together and let go of it: one layer's is whole at a time.
+`OpenWeight` stores the open elements of a masked weight; the method's mask says where they belong, nothing else does.
+`RoundedWeight` stores a frozen weight in fewer bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.execution.layers import convolve, convolve_backward, shape_of
+from methods.base import Network, OpenElements
+
+
+class StoredWeight:
+    """One convolution's weight; the parameter itself has no memory of its own. A subclass says what is stored."""
+
+    def __init__(self, module: nn.Conv2d, size: int) -> None:
+        self.module = module
+        self.nbytes = module.weight.untyped_storage().nbytes()
+        self.store()
+        module._conv_forward = partial(_run, self, size)  # type: ignore[method-assign]
+        module.register_state_dict_post_hook(lambda *given: self._write_whole(*given))  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(lambda *given: self._load())  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_post_hook(lambda *given: self.store())  # type: ignore[no-untyped-call]
+
+    def tensors(self) -> list[Tensor]:
+        """Return what is stored in place of the weight."""
+        raise NotImplementedError
+
+    def _keep(self, flat: Tensor) -> None:
+        """Store a whole weight [n]."""
+        raise NotImplementedError
+
+    def _fill(self, flat: Tensor) -> None:
+        """Write the whole weight into a float32 [n]."""
+        raise NotImplementedError
+
+    @property
+    def _flat(self) -> Tensor:
+        return self.module.weight.data.view(-1)
+
+    def _load(self) -> None:
+        self.module.weight.untyped_storage().resize_(self.nbytes)
+        self._fill(self._flat)
+
+    def _drop(self) -> None:
+        self.module.weight.untyped_storage().resize_(0)
+
+    def store(self) -> None:
+        """Store a whole weight as it is now, and let go of it."""
+        self._keep(self._flat)
+        self._drop()
+
+    @contextmanager
+    def whole(self) -> Iterator[Tensor]:
+        """Lend the whole weight; changes to it are not kept."""
+        self._load()
+        try:
+            yield self.module.weight.data
+        finally:
+            self._drop()
+
+    def _write_whole(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+        with self.whole() as weight:
+            state[f"{prefix}weight"] = weight.clone()
+
+
+class OpenWeight(StoredWeight):
+    """A masked weight: the values of its open elements.
+
+    A gradient that waits for those of other terms is held at the elements that the method can make use of in this step,
+    as `usable` says: bool [n].
+    """
+
+    def __init__(self, module: nn.Conv2d, size: int, mask: OpenElements, usable: Callable[[], Tensor]) -> None:
+        self.mask, self.usable = mask, usable
+        self.values: Tensor
+        self.pending: Tensor | None = None
+        super().__init__(module, size)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the values of the open elements."""
+        return [self.values]
+
+    def _keep(self, flat: Tensor) -> None:
+        self.values = torch.masked_select(flat, self.mask.read())
+
+    def _fill(self, flat: Tensor) -> None:
+        flat.zero_().masked_scatter_(self.mask.read(), self.values)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Lend the whole weight, with the whole gradient, and keep what it becomes."""
+        self._load()
+        self._add_pending()
+        yield
+        self.store()
+
+    def postpone(self) -> None:
+        """Keep what the method can use of the parameter's gradient for the term whose backward comes last."""
+        gradient = self.module.weight.grad
+        assert gradient is not None
+        part = torch.masked_select(gradient.view(-1), self.usable())
+        self.module.weight.grad = None
+        self.pending = part if self.pending is None else self.pending.add_(part)
+
+    def _add_pending(self) -> None:
+        if self.pending is None:
+            return
+        weight = self.module.weight
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        positions = self.usable().nonzero().squeeze(1)
+        weight.grad.view(-1).index_add_(0, positions, self.pending)
+        self.pending = None
+
+
+class RoundedWeight(StoredWeight):
+    """A frozen weight rounded to bfloat16 or float16, or to int8 with one scale for every channel that it makes.
+
+    Scales are powers of two, so that what was rounded once does not change when it is rounded again.
+    """
+
+    def __init__(self, module: nn.Conv2d, size: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.rounded: Tensor
+        self.scale: Tensor | None = None
+        super().__init__(module, size)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the rounded weight, and its scales."""
+        return [self.rounded] if self.scale is None else [self.rounded, self.scale]
+
+    def _keep(self, flat: Tensor) -> None:
+        if self.dtype != torch.int8:
+            self.rounded = flat.to(self.dtype)
+            return
+        rows = flat.view(len(self.module.weight), -1)
+        largest = rows.abs().amax(1, keepdim=True).clamp_(min=1e-30)
+        self.scale = largest.div_(127).log2_().ceil_().exp2_()
+        self.rounded = (rows / self.scale).round_().to(torch.int8)
+
+    def _fill(self, flat: Tensor) -> None:
+        flat.copy_(self.rounded.view(-1))
+        if self.scale is not None:
+            flat.view(len(self.module.weight), -1).mul_(self.scale)
+
+
+def store_open(
+    network: Network, masks: Mapping[str, OpenElements], usable: Callable[[str], Tensor], size: int
+) -> dict[str, OpenWeight]:
+    """Store the masked weights of a network, and return them by parameter name."""
+    return {
+        name: OpenWeight(convolution(network, name.removesuffix(".weight")), size, mask, partial(usable, name))
+        for name, mask in masks.items()
+    }
+
+
+def store_rounded(network: Network, boundary: str, dtype: torch.dtype, size: int) -> dict[str, RoundedWeight]:
+    """Store the weights of the convolutions before a boundary rounded, and return them by parameter name."""
+    before = {module for stage in network.stage_modules(boundary) for module in stage.modules()}
+    return {
+        f"{name}.weight": RoundedWeight(module, size, dtype)
+        for name, module in network.named_modules()
+        if module in before and isinstance(module, nn.Conv2d)
+    }
+
+
+def convolution(network: nn.Module, name: str) -> nn.Conv2d:
+    """Return a convolution of a network by name."""
+    module = network.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    return module
+
+
+def _run(stored: StoredWeight, size: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    assert bias is None
+    # slices where maps are larger than weights, as in `layers.py`
+    at_once = size if size and x.numel() > weight.numel() else len(x)
+    result: Tensor = _StoredConvolution.apply(x, weight, stored, at_once)
+    return result
+
+
+class _StoredConvolution(torch.autograd.Function):
+    """x [n, C, H, W] and a parameter without memory -> [n, D, H', W'], `size` samples at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, stored: StoredWeight, size: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.stored, ctx.size = stored, size
+        with stored.whole() as weight:
+            return convolve(x, weight, shape_of(stored.module), size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        with ctx.stored.whole() as weight:
+            found = convolve_backward(grad, x, weight, shape_of(ctx.stored.module), ctx.size, needed)
+        return *found, None, None
