@@ -198,8 +198,6 @@ class Method:
     """Whether it keeps samples: then a buffer of 0 is refused."""
     joint: ClassVar[bool] = False
     """Whether it trains on all tasks at once, and so is no continual learner."""
-    freezes: ClassVar[bool] = False
-    """Whether it freezes a trunk, from the start or later."""
     grows_with_tasks: ClassVar[Literal["", "begun", "learnt"]] = ""
     """Whether its state grows with every task that is `begun`, or only `learnt` by at least one step, so that a memory
     measurement must visit all of them; empty when it does not."""
@@ -245,6 +243,11 @@ class Method:
 
     def channels_removed(self) -> None:
         """Take note that the network holds nothing but the kept channels from now on."""
+
+    @property
+    def trunk_bn(self) -> Literal["eval", "train"] | None:
+        """Mode of the batch norms in the trunk that it freezes, from the start or later; None where it freezes none."""
+        return None
 
     def open_weights(self) -> Mapping[str, OpenElements]:
         """Return, by parameter name, masks of convolutions' elements; closed ones are zero between steps.

@@ -59,7 +59,6 @@ class LightCL(Method):
         "released": {"weight_masks": "float32", "trunk_bn": "train", "evaluation_graph": True}
     }
     tuned = searched(lr=0.03, beta=2e-4)
-    freezes = True
     lean = GROUPED_TAIL
 
     class Config(TailConfig):
@@ -101,6 +100,13 @@ class LightCL(Method):
                 "use a smaller memory_size or a larger batch"
             )
         self._trunk_of(1)  # raises for an impossible boundary now, not after task 0
+        first = config.first_boundary
+        modules = setting.network.stage_modules
+        if first is not None and len(modules(first)) > len(modules(config.boundary)):
+            raise ValueError(
+                f"first_boundary is {first!r}, behind boundary {config.boundary!r}, so that layers frozen in task 0 "
+                "would learn later; choose an earlier first_boundary"
+            )
         self.trunk = self._trunk_of(0)
         self.watched = tail_relus(setting.network, config.boundary)
         self.buffer = Reservoir(setting, config.memory_size if config.memory_source == "reservoir" else 0)
@@ -166,6 +172,11 @@ class LightCL(Method):
             replay.append(self.memory)
             state.append(self.logits)
         return {"replay": replay, "method_state": state}
+
+    @property
+    def trunk_bn(self) -> Literal["eval", "train"]:
+        """As it was set."""
+        return self.config.trunk_bn
 
     def _trunk_of(self, task: int) -> Trunk | None:
         boundary = self.config.first_boundary if task == 0 else None

@@ -10,6 +10,8 @@ Beside LightCL it tells what a few genuinely old images are worth when they are 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from methods.base import Setting, Task, searched
 from methods.er import ER
 from methods.parts.lean import TAIL
@@ -21,7 +23,6 @@ class TailER(ER):
 
     name = "tail-er"
     tuned = searched(lr=0.03)
-    freezes = True
     lean = TAIL
 
     class Config(ER.Config, TailConfig):
@@ -32,6 +33,11 @@ class TailER(ER):
     def __init__(self, setting: Setting, config: Config) -> None:
         super().__init__(setting, config)
         self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
+
+    @property
+    def trunk_bn(self) -> Literal["eval", "train"]:
+        """The trunk normalises by its running statistics."""
+        return "eval"
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come."""

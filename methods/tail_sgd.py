@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,7 +24,6 @@ class TailSGD(Method):
 
     name = "tail-sgd"
     tuned = searched(lr=0.01)
-    freezes = True
     lean = TAIL
 
     class Config(TailConfig):
@@ -36,6 +36,11 @@ class TailSGD(Method):
     def __init__(self, setting: Setting, config: Config) -> None:
         super().__init__(setting, config)
         self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
+
+    @property
+    def trunk_bn(self) -> Literal["eval", "train"]:
+        """The trunk normalises by its running statistics."""
+        return "eval"
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,7 +18,10 @@ from harness.execution.stored import OpenWeight
 
 
 class InBackward:
-    """Steps the optimizer of each parameter when its gradient is whole, while armed.
+    """Steps the optimizer of each parameter when its gradient is whole.
+
+    arriving: whether the backward under way brings `whole` gradients, or `partial` ones that those of other terms will
+    be added to; None when gradients are left alone.
 
     optimizers: one by parameter name. adjust: changes a gradient before it is applied. stored: parameters that are
     whole only while they change.
@@ -31,7 +35,7 @@ class InBackward:
         stored: Mapping[str, OpenWeight],
     ) -> None:
         self.network, self.optimizers, self.adjust, self.stored = network, optimizers, adjust, stored
-        self.armed = False
+        self.arriving: Literal["whole", "partial"] | None = None
         self.handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
             for name, parameter in network.named_parameters()
@@ -44,17 +48,16 @@ class InBackward:
             handle.remove()
 
     def finish(self) -> None:
-        """Apply what no backward came to while armed, and disarm."""
-        self.armed = False
+        """Apply what no backward brought whole."""
         for name, parameter in self.network.named_parameters():
             if parameter.grad is not None or (name in self.stored and self.stored[name].pending is not None):
                 self._apply(name, parameter)
 
     def _hook(self, name: str) -> Callable[[nn.Parameter], None]:
         def applied(parameter: nn.Parameter) -> None:
-            if self.armed:
+            if self.arriving == "whole":
                 self._apply(name, parameter)
-            elif name in self.stored:
+            elif self.arriving == "partial" and name in self.stored:
                 self.stored[name].postpone()
 
         return applied

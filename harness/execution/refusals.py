@@ -24,7 +24,7 @@ def refuse(techniques: Techniques, method: Method) -> None:
         raise ValueError(
             "micro_batch runs a step's terms one after the other and grouped_bn runs them as one; choose one"
         )
-    if techniques.frozen_weights != "float32" and not method.freezes:
+    if techniques.frozen_weights != "float32" and method.trunk_bn is None:
         raise ValueError(
             f"frozen_weights={techniques.frozen_weights} stores what is frozen in fewer bits, and this method freezes "
             "nothing"
@@ -40,7 +40,7 @@ def refuse(techniques: Techniques, method: Method) -> None:
         raise ValueError(
             "backward=termwise runs a step's terms one after the other and grouped_bn runs them as one; choose one"
         )
-    if techniques.trunk_chunk and method.trunk is not None and method.trunk.bn == "train":
+    if techniques.trunk_chunk and method.trunk_bn == "train":
         raise ValueError(
             "trunk_chunk would normalise every slice by itself, as this method's trunk stays in train mode; "
             "use trunk_bn=eval"

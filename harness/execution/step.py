@@ -18,7 +18,8 @@ from harness.execution.layers import relus_in_place, slice_convolutions
 from harness.execution.monitor import Monitor
 from harness.execution.refusals import refuse
 from harness.execution.segments import run_segmented
-from harness.execution.stored import OpenWeight, RoundedWeight, store_open, store_rounded
+from harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
+from harness.execution.watch import Watch, rows_of
 from harness.techniques import PLAIN, Techniques
 from methods.base import Batch, Method, Network, Outputs, Step, Term
 
@@ -37,7 +38,7 @@ class Execution:
         self.optimizers: dict[str, torch.optim.Optimizer]
         self.in_backward: InBackward | None = None
         self.open: dict[str, OpenWeight] = {}
-        self.rounded: dict[str, RoundedWeight] = {}
+        self.rounded: dict[nn.Module, RoundedWeight] = {}
 
     def attach(self, method: Method) -> None:
         """Take the method whose steps are carried out, and its network.
@@ -74,11 +75,11 @@ class Execution:
             self._round_trunk()
 
     def _round_trunk(self) -> None:
-        """Store the trunk's weights in fewer bits, once it is frozen."""
+        """Store the weights of what is frozen now in fewer bits."""
         name = self.techniques.frozen_weights
-        if self.trunk is not None and name != "float32" and not self.rounded:
-            size = self.techniques.conv_slice
-            self.rounded = store_rounded(self.network, self.trunk.boundary, getattr(torch, name), size)
+        if name != "float32":
+            boundary = None if self.trunk is None else self.trunk.boundary
+            round_trunk(self.rounded, self.network, boundary, getattr(torch, name), self.techniques.conv_slice)
 
     def _take_network(self) -> None:
         """Make the optimizer of the method's present network: plain SGD, per-parameter updates."""
@@ -92,6 +93,7 @@ class Execution:
         if self.techniques.storage == "sparse":
             method, size = self.method, self.techniques.conv_slice
             self.open = store_open(self.network, method.open_weights(), method.usable_gradient, size)
+        self.rounded = {}
         self._round_trunk()
         lr = self.method.config.lr
         if self.techniques.optimizer_in_backward:
@@ -165,8 +167,10 @@ class Execution:
     def _backward(self, tensors: list[Tensor], gradients: Sequence[Tensor | None], last: bool) -> None:
         """Let gradients arrive; last: they are whole then."""
         if self.in_backward is not None:
-            self.in_backward.armed = last
+            self.in_backward.arriving = "whole" if last else "partial"
         torch.autograd.backward(tensors, gradients)
+        if self.in_backward is not None:
+            self.in_backward.arriving = None
         self.monitor.scan()
 
     def _learn_in_slices(self, term: Term, size: int, outputs: list[Outputs], last: bool) -> Tensor:
@@ -199,7 +203,7 @@ class Execution:
     def _outputs(self, images: Tensor, watch: tuple[str, ...]) -> dict[str, Tensor]:
         """Return {"": logits} and the watched maps of some images that are learnt."""
         self._set_modes(self.network, training=True)
-        with Watch(self.network, watch) as maps:
+        with self._watch(self.network, watch) as maps:
             logits = self._run(self.network, [images])
         return {"": logits, **maps}
 
@@ -235,7 +239,7 @@ class Execution:
         self._set_modes(self.network, training=True)
         for term in terms:
             self.monitor.inputs(term.images, *term.targets)
-        with Watch(self.network, watched) as maps:
+        with self._watch(self.network, watched) as maps:
             logits = self._run(self.network, [term.images for term in terms])
         losses: list[Tensor] = []
         end = 0
@@ -245,12 +249,14 @@ class Execution:
             losses.append(term.loss(Outputs(part, seen), *term.targets))
             outputs.append(Outputs(part.detach()))
         maps.clear()
+        if watched:  # a gradient reaches every map, so that those of its rows are taken along
+            losses.append(logits[:0].sum())
         return sum(losses[1:], start=losses[0])
 
     def _term(self, term: Term) -> tuple[Tensor, Tensor]:
         """Return (loss with its graph, detached logits) of one term, in the modes that are set."""
         self.monitor.inputs(term.images, *term.targets)
-        with Watch(self.network, term.watch) as maps:
+        with self._watch(self.network, term.watch) as maps:
             logits = self._run(self.network, [term.images])
         loss = term.loss(Outputs(logits, maps), *term.targets)
         maps.clear()  # from here on only the graph keeps them
@@ -285,6 +291,7 @@ class Execution:
         graph: bool = False,
     ) -> Outputs:
         """Run the network without learning; see `methods.base.Executor`. A trunk frozen in eval mode stays in it."""
+        self._follow_method()
         network = network or self.method.network
         self._set_modes(network, training=bn == "train")
         size = self.techniques.trunk_chunk
@@ -292,7 +299,7 @@ class Execution:
         parts: list[Outputs] = []
         with torch.set_grad_enabled(graph), running_statistics_untouched(network):
             for part in torch.split(images, size) if sliced else (images,):
-                with Watch(network, watch) as maps:
+                with self._watch(network, watch) as maps:
                     logits = self._run(network, [part])
                 parts.append(Outputs(logits, maps))
         if len(parts) == 1:
@@ -313,47 +320,15 @@ class Execution:
         network.zero_grad(set_to_none=True)
         return gradients
 
+    def _watch(self, network: Network, names: tuple[str, ...]) -> Watch:
+        return Watch(network, names, overwritten=self.techniques.inplace_relu)
+
     def _set_modes(self, network: Network, training: bool) -> None:
         network.train(training)
         trunk = self.method.trunk
         if trunk is not None:
             for module in network.stage_modules(trunk.boundary):
                 module.train(training and trunk.bn == "train")
-
-
-def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """Return a copy of some rows of a map, whose gradient is added to the map's own when that arrives.
-
-    A view would keep the whole map alive, and its gradient would be a whole map of zeros but for these rows, made when
-    the backward begins.
-    """
-    arrived: list[Tensor] = []
-
-    def add(gradient: Tensor) -> Tensor:
-        if not arrived:
-            return gradient
-        gradient = gradient.clone()  # it may be another node's too
-        gradient[rows] += arrived.pop()
-        return gradient
-
-    tensor.register_hook(add)  # type: ignore[no-untyped-call]
-    anchor = torch.zeros((), device=tensor.device, requires_grad=True)
-    copy: Tensor = _Tapped.apply(anchor, tensor.detach()[rows].clone(), arrived)
-    return copy
-
-
-class _Tapped(torch.autograd.Function):
-    """A tensor as it is, whose gradient goes into a list. As a leaf it would live until the whole graph is freed."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, tensor: Tensor, arrived: list[Tensor]) -> Tensor:
-        ctx.arrived = arrived
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.arrived.append(gradient)
-        return gradient.new_zeros(()), None, None
 
 
 def in_slices(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: int) -> Tensor:
@@ -374,23 +349,3 @@ def in_slices(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], si
         start, end = end, end + len(part)
         result[start:end] = function(part)
     return result
-
-
-class Watch:
-    """Collects the outputs of the named modules while it is entered: {module name: tensor}."""
-
-    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
-        self.network, self.names = network, names
-
-    def __enter__(self) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-            return lambda module, inputs, output: maps.__setitem__(name, output)
-
-        self.handles = [self.network.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
-        return maps
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self.handles:
-            handle.remove()

@@ -26,10 +26,13 @@ class StoredWeight:
         self.module = module
         self.nbytes = module.weight.untyped_storage().nbytes()
         self.store()
+        self._forward = module._conv_forward
         module._conv_forward = partial(_run, self, size)  # type: ignore[method-assign]
-        module.register_state_dict_post_hook(lambda *given: self._write_whole(*given))  # type: ignore[no-untyped-call]
-        module.register_load_state_dict_pre_hook(lambda *given: self._load())  # type: ignore[no-untyped-call]
-        module.register_load_state_dict_post_hook(lambda *given: self.store())  # type: ignore[no-untyped-call]
+        self._hooks = [
+            module.register_state_dict_post_hook(lambda *given: self._write_whole(*given)),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(lambda *given: self._grow()),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_post_hook(lambda *given: self.store()),  # type: ignore[no-untyped-call]
+        ]
 
     def tensors(self) -> list[Tensor]:
         """Return what is stored in place of the weight."""
@@ -47,8 +50,18 @@ class StoredWeight:
     def _flat(self) -> Tensor:
         return self.module.weight.data.view(-1)
 
-    def _load(self) -> None:
+    def release(self) -> None:
+        """Leave the layer with a whole weight, as others have it."""
+        self._load()
+        self.module._conv_forward = self._forward  # type: ignore[method-assign]
+        for hook in self._hooks:
+            hook.remove()
+
+    def _grow(self) -> None:
         self.module.weight.untyped_storage().resize_(self.nbytes)
+
+    def _load(self) -> None:
+        self._grow()
         self._fill(self._flat)
 
     def _drop(self) -> None:
@@ -164,14 +177,19 @@ def store_open(
     }
 
 
-def store_rounded(network: Network, boundary: str, dtype: torch.dtype, size: int) -> dict[str, RoundedWeight]:
-    """Store the weights of the convolutions before a boundary rounded, and return them by parameter name."""
-    before = {module for stage in network.stage_modules(boundary) for module in stage.modules()}
-    return {
-        f"{name}.weight": RoundedWeight(module, size, dtype)
-        for name, module in network.named_modules()
-        if module in before and isinstance(module, nn.Conv2d)
-    }
+def round_trunk(
+    stored: dict[nn.Module, RoundedWeight], network: Network, boundary: str | None, dtype: torch.dtype, size: int
+) -> None:
+    """Bring `stored` up to date: the convolutions before the boundary are rounded, and no other.
+
+    What leaves a trunk keeps the rounded values.
+    """
+    stages = [] if boundary is None else network.stage_modules(boundary)
+    frozen = {module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)}
+    for module in stored.keys() - frozen:
+        stored.pop(module).release()
+    for module in frozen - stored.keys():
+        stored[module] = RoundedWeight(module, size, dtype)
 
 
 def convolution(network: nn.Module, name: str) -> nn.Conv2d:

@@ -231,7 +231,12 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
         for part in _strided(tensor):
             storage = part.untyped_storage()
             if storage.nbytes():
-                yield storage.data_ptr(), storage.nbytes()
+                yield address_of(storage), storage.nbytes()
+
+
+def address_of(storage: torch.UntypedStorage) -> int:
+    """Return where a storage lies; of one without values, a number that no other has while it lives."""
+    return storage.data_ptr() or storage._cdata
 
 
 def _strided(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,8 @@ epoch 5k of 50), given for s = .75 and taken over for every s:
     k = 0: (s, s - .01)        k = 1 ... 8: (s + .01, s)        k = 9: (s, s)
 
 M_g is a subset of M_w at all times, so a closed weight has no gradient and plain SGD leaves its 0 alone: w <- M_w w is
-needed at an update only. Both masks are additional memory; the weights and gradients that they zero stay dense.
+needed at an update only. Both masks are additional memory. In plain execution the weights and gradients that they zero
+stay dense; `storage=sparse` stores open weights alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from methods.base import Method, Setting
@@ -61,6 +62,15 @@ class SparseConfig(Method.Config):
     )
     masks: MaskKind = Field("bit", description="how masks are stored: 1 bit per weight (ours), or float32 (released)")
 
+    @model_validator(mode="after")
+    def _opens_less_than_is_closed(self) -> SparseConfig:
+        if self.margin >= self.sparsity:
+            raise ValueError(
+                f"margin is {self.margin} at a sparsity of {self.sparsity}, so that everything would open; "
+                "use a margin below the sparsity"
+            )
+        return self
+
 
 def masked_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return {parameter name: weight} of the 3x3 convolutions in modules called `layer`, in the network's order."""
@@ -89,17 +99,6 @@ def bounds(update: int, sparsity: float, margin: float) -> tuple[float, float]:
     if update == 0:
         return sparsity, sparsity - margin
     return (sparsity, sparsity) if update == UPDATES - 1 else (sparsity + margin, sparsity)
-
-
-def analytic_bytes_if_stored_sparse(network: nn.Module, sparsity: float) -> int:
-    """Return what the weights WOULD take if closed ones were not stored: an analytic number, nothing measures it.
-
-    A masked layer counts 4 B per open weight and 1 bit per element to say which they are; all else is dense float32.
-    No run of this code holds so little: weights, gradients and what autograd saves are dense.
-    """
-    masked = masked_weights(network).values()
-    sparse = sum(4 * open_count(weight.numel(), sparsity) + -(-weight.numel() // 8) for weight in masked)
-    return sparse + 4 * (sum(p.numel() for p in network.parameters()) - sum(weight.numel() for weight in masked))
 
 
 class SparseTraining:
@@ -165,7 +164,7 @@ class SparseTraining:
         mask.multiply(weight)  # before any is opened again: those begin at 0
         if not self.refresh:
             moving.write(moving.read() & open_)
-        open_by_chance(open_, open_count(len(weight), upper), self._rng(name))
+        open_by_chance(open_, open_count(len(weight), upper) - open_count(len(weight), lower), self._rng(name))
         mask.write(open_)
 
     def _renew_gradient_mask(self, name: str, gradient: Tensor) -> None:
@@ -202,11 +201,10 @@ def close_least_important(open_: Tensor, weight: Tensor, gradient: Tensor, keep:
     open_.index_fill_(0, candidates[least], False)
 
 
-def open_by_chance(open_: Tensor, wanted: int, rng: np.random.Generator) -> None:
-    """Open closed elements, each with the same chance, until `wanted` are open; bool [n], in place."""
-    missing = wanted - int(open_.count_nonzero())
-    if missing > 0:
-        open_.index_fill_(0, drawn_from(~open_, missing, rng), True)
+def open_by_chance(open_: Tensor, number: int, rng: np.random.Generator) -> None:
+    """Open `number` closed elements, each with the same chance; bool [n], in place."""
+    if number > 0:
+        open_.index_fill_(0, drawn_from(~open_, number, rng), True)
 
 
 def drawn_from(closed: Tensor, number: int, rng: np.random.Generator) -> Tensor:
@@ -217,8 +215,8 @@ def drawn_from(closed: Tensor, number: int, rng: np.random.Generator) -> Tensor:
     """
     drawn = np.empty(0, dtype=np.int64)
     while True:
-        drawn = np.concatenate([drawn, rng.integers(len(closed), size=number)])
+        drawn = np.concatenate([drawn, rng.integers(len(closed), size=max(number, len(drawn)))])
         positions = torch.from_numpy(drawn[np.sort(np.unique(drawn, return_index=True)[1])]).to(closed.device)
-        found = positions[closed[positions]]
+        found = torch.masked_select(positions, closed[positions])
         if len(found) >= number:
             return found[:number]

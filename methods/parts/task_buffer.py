@@ -48,7 +48,7 @@ class TaskBuffer:
     def keep(self, quota: int) -> None:
         """Keep the first `quota` samples of every task and free the slots of the others."""
         if len(self) > 0:
-            owners = self.tasks.cpu().numpy()
+            owners = self.tasks.numpy()
             spare = [np.flatnonzero(owners == task)[quota:] for task in np.unique(owners[self.filled])]
             self._assign(np.concatenate(spare), FREE)
 
@@ -96,15 +96,15 @@ class TaskBuffer:
         # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
         self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=torch.uint8, device=device)
         self.logits = torch.zeros((self.slots, self.setting.num_classes), device=device)
-        self.tasks = torch.full((self.slots,), FREE, dtype=torch.int64, device=device)
+        self.tasks = torch.full((self.slots,), FREE, dtype=torch.int64, device="cpu")  # read on the host alone
         self.allocated = True
 
     def _assign(self, slots: NDArray[np.int64], task: int) -> None:
-        self.tasks.index_fill_(0, self._index(slots), task)
+        self.tasks.index_fill_(0, torch.from_numpy(slots), task)
         self._find_filled()
 
     def _find_filled(self) -> None:
-        self.filled = np.flatnonzero(self.tasks.cpu().numpy() != FREE)
+        self.filled = np.flatnonzero(self.tasks.numpy() != FREE)
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(numbers).to(self.setting.device)

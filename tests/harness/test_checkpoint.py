@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.execution.monitor import Unwatched
 from harness.registry import method_names
 from harness.results import Accuracy
 from harness.spec import RunSpec
+from harness.techniques import LEAN, PLAIN
 from harness.training import Progress, Schedule, train
 from methods.sgd import SGD
 
@@ -29,12 +31,10 @@ class Stopped(Exception):
     pass
 
 
-def fresh(method: str) -> Run:
+def fresh(method: str, execution: str = PLAIN, **changes: Any) -> Run:
     config = {"fisher_samples": 4} if method == "ewc" else {}
-    spec = RunSpec(
-        method=method, config=config, width=1, batch_size=16, buffer_size=12, replay_size=4, steps_per_task=3, epochs=2
-    )
-    return build(spec, Unwatched())
+    values = {"width": 1, "batch_size": 16, "buffer_size": 12, "replay_size": 4, "steps_per_task": 3, "epochs": 2}
+    return build(RunSpec(method=method, execution=execution, config=config, **{**values, **changes}), Unwatched())
 
 
 def go(run: Run, checkpoint: Checkpoint | None = None, stop_after: int | None = None) -> Accuracy:
@@ -87,6 +87,28 @@ def test_a_stopped_run_that_goes_on_equals_the_straight_run_bit_for_bit(name: st
 
     assert checkpoint.resumed_at == [1, 4]
     assert accuracy == expected
+    assert_equal(everything(last), everything(straight))
+
+
+@pytest.mark.parametrize("name", ["sparcl-derpp", "lightcl-sparse", "tail-sgd", "ewc"])
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_lean_run_goes_on_too(name: str, stop_after: int, tmp_path: Path) -> None:
+    execution = "lean,frozen_weights=int8" if name == "tail-sgd" else LEAN
+    # SparCL opens weights at the first of 16 steps, and closes some at the third
+    build_one = partial(fresh, name, execution, width=4, steps_per_task=16, epochs=1)
+    straight = build_one()
+    steps = (4, 2)
+    train(straight, Schedule(steps, 1), Unwatched(), Progress())
+    path = tmp_path / "checkpoint"
+
+    def report(progress: Progress) -> None:
+        if progress.steps == stop_after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(build_one(), Schedule(steps, 1), Unwatched(), Progress(), report, Checkpoint(path, KEY, every_s=0))
+    last = build_one()
+    train(last, Schedule(steps, 1), Unwatched(), Progress(), checkpoint=Checkpoint(path, KEY, every_s=0))
     assert_equal(everything(last), everything(straight))
 
 

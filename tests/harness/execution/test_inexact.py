@@ -14,7 +14,7 @@ from harness.networks import ResNet18
 from harness.registry import method_class
 from harness.techniques import INEXACT, LEAN, techniques
 from methods.base import Method
-from tests.harness.execution.test_exactness import NAMES, learn, tiny_resnet
+from tests.harness.execution.test_exactness import NAMES, learn, prepared, tiny_resnet
 from tests.methods.toys import make_batch, make_method
 
 
@@ -76,6 +76,33 @@ def _whole(method: Method) -> Method:
     network.load_state_dict(method.network.state_dict())
     method.network = network
     return method
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("lightcl", {"first_boundary": "layer3.1"}),  # the trunk grows after the first task
+        ("lightcl", {"trunk": "first_task"}),
+        ("lightcl", {}),
+    ],
+)
+def test_what_is_frozen_is_rounded_and_nothing_else(name: str, config: dict[str, object]) -> None:
+    method = learn(name, "frozen_weights=int8", 1, **config)
+    assert method.trunk is not None
+    frozen = {module for stage in method.network.stage_modules(method.trunk.boundary) for module in stage.modules()}
+    for module in method.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert (module.weight.untyped_storage().nbytes() == 0) == (module in frozen)
+
+
+def test_a_boundary_that_thaws_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose an earlier first_boundary"):
+        learn("lightcl", "plain", 1, first_boundary="fc")
+
+
+def test_a_trunk_that_will_normalise_by_the_batch_is_not_sliced_even_if_it_freezes_later() -> None:
+    with pytest.raises(ValueError, match="use trunk_bn=eval"):
+        prepared("lightcl", "trunk_chunk=2", trunk="first_task", trunk_bn="train")
 
 
 def test_rounding_what_was_rounded_changes_nothing() -> None:

@@ -1,0 +1,46 @@
+"""Step time of every method's lean preset relative to plain execution: interleaved in one process, minimum over rounds.
+
+Timed are steps of task 1 at full width on the CIFAR shape, under the conditions of the memory suites.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.time.test_step_time import past_task_0
+from harness.suite import load_suite
+from harness.techniques import LEAN, PLAIN
+
+ROUNDS = 3
+STREAM = "synthetic-cifar10"
+SLOWEST = 2.0
+
+
+def test_lean_step_time_relative_to_plain(benchmark: Any) -> None:
+    suite = load_suite(Path(__file__).parents[1] / "suites" / "lean.toml")
+    specs = [spec for spec in suite.specs() if spec.stream == STREAM and spec.execution in (PLAIN, LEAN)]
+    methods = {spec.method for spec in specs if spec.execution == LEAN}
+    seconds: dict[str, dict[str, float]] = {name: {PLAIN: float("inf"), LEAN: float("inf")} for name in sorted(methods)}
+
+    def all_methods() -> None:
+        for name in seconds:  # two networks at a time
+            runs = {spec.execution: past_task_0(spec) for spec in specs if spec.method == name}
+            for number in range(1 + ROUNDS):
+                for execution, (run, task) in runs.items():
+                    batch = task.batch(0, number % task.steps_per_epoch)
+                    start = time.perf_counter()
+                    run.execution.learn(batch)
+                    if number:  # the first warms up
+                        seconds[name][execution] = min(seconds[name][execution], time.perf_counter() - start)
+
+    benchmark.pedantic(all_methods, rounds=1, iterations=1)
+    ratios = {name: best[LEAN] / best[PLAIN] for name, best in seconds.items()}
+    benchmark.extra_info["lean_relative_to_plain"] = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    print()
+    for name, ratio in sorted(ratios.items(), key=lambda item: item[1]):
+        best = seconds[name]
+        print(f"{name:15}{1000 * best[PLAIN]:8.0f} ms plain {1000 * best[LEAN]:8.0f} ms lean  {ratio:5.2f}x")
+    slow = {name: f"{ratio:.2f}x" for name, ratio in ratios.items() if ratio > SLOWEST}
+    assert not slow, f"lean presets slower than {SLOWEST}x plain: {slow}"

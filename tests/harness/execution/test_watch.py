@@ -1,0 +1,68 @@
+"""What a loss watches is what the module returned, however the network is run; or that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+
+from harness.errors import ClmemError
+from harness.execution.monitor import Unwatched
+from harness.execution.step import Execution
+from harness.techniques import techniques
+from methods.base import Batch, Method, Outputs, Step, Term, Trunk
+from tests.harness.execution.test_exactness import double_batch, tiny_resnet
+from tests.methods.toys import make_setting
+
+
+@pytest.fixture(autouse=True)
+def _double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class OnlyMaps(Method):
+    """Two terms whose losses look at a map and at no logits."""
+
+    name = "only-maps"
+    watched = "layer4.0"
+
+    def terms(self, batch: Batch) -> Iterable[Step]:
+        def loss(outputs: Outputs) -> torch.Tensor:
+            return outputs.maps[self.watched].square().mean()
+
+        yield [Term(images, loss, (), watch=(self.watched,)) for images in (batch.images, batch.images[:3] * 2)]
+
+
+def learnt(technique: str, watched: str = "layer4.0", boundary: str | None = None) -> dict[str, torch.Tensor]:
+    network = tiny_resnet()
+    execution = Execution(Unwatched(), techniques(technique, {}))
+    method = OnlyMaps(make_setting(network, executor=execution), OnlyMaps.Config(lr=0.1))
+    method.watched, method.trunk = watched, boundary and Trunk(boundary)  # type: ignore[assignment]
+    execution.attach(method)
+    for step in range(2):
+        execution.learn(double_batch(0, step))
+    return network.state_dict()
+
+
+@pytest.mark.parametrize(
+    "technique", ["grouped_bn", "micro_batch=8", "checkpoint=block", "inplace_relu", "backward=termwise"]
+)
+def test_losses_on_maps_alone_lead_to_the_same_weights(technique: str) -> None:
+    plain, lean = learnt("plain"), learnt(technique)
+    assert all(torch.allclose(plain[name], lean[name], atol=1e-9) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("technique", "watched", "boundary", "reason"),
+    [
+        ("inplace_relu", "layer4.0.bn1", None, "inplace_relu overwrites"),
+        ("checkpoint=convolution", "layer4.0", None, "did not run as one"),
+        ("trunk_chunk=2", "layer2.0", "layer3", "ran slice by slice"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(technique: str, watched: str, boundary: str | None, reason: str) -> None:
+    with pytest.raises(ClmemError, match=reason):
+        learnt(technique, watched, boundary)
