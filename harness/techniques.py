@@ -1,4 +1,4 @@
-"""How a step is carried out without changing what it computes: one typed object, each technique by itself.
+"""How a step is carried out: one typed object, each technique by itself; all but a few leave what it computes as it is.
 
 Torch is not imported here: specs and reports name techniques, `harness/execution/` carries them out.
 """
@@ -95,6 +95,8 @@ def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
     for part in filter(None, map(str.strip, text.split(","))):
         key, equals, value = part.partition("=")
         if part == LEAN:
+            if values:
+                raise UsageError(f"the label {text!r} names `lean` behind other techniques; put it first")
             values.update(lean)
         elif part != PLAIN:
             values[key] = value if equals else "true"

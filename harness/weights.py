@@ -58,13 +58,13 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load_weights(network: nn.Module, path: str | Path) -> Loaded:
+def load_weights(network: nn.Module, path: str | Path, head: bool = True) -> Loaded:
     """Copy the file's values into the network's parameters and buffers, all that fit or none.
 
-    A head of another number of classes keeps its own values, `num_batches_tracked` may be missing, and other dtypes
-    are converted. A network on the meta device is checked in the same way and nothing is copied. Raises UsageError
-    for a file that is unreadable or needs unpickling, missing or further names, other shapes, and values that are not
-    finite.
+    A head of another number of classes keeps its own values, and any without `head` does; `num_batches_tracked` may be
+    missing, and other dtypes are converted. A network on the meta device is checked in the same way and nothing is
+    copied. Raises UsageError for a file that is unreadable or needs unpickling, missing or further names, other shapes,
+    and values that are not finite.
     """
     path = Path(path).expanduser()
     # Whoever checks settings builds under torch.device("meta"), which would leave the file's tensors without values.
@@ -74,6 +74,8 @@ def load_weights(network: nn.Module, path: str | Path) -> Loaded:
     found = _by_our_names(path, tensors, own)
     left_out = {name: "not in the file" for name in own if name not in found}
     left_out.update(_other_head(found, own))
+    if not head:
+        left_out.update((name, "a method begins with a head of its own") for name in found if name.startswith(HEAD))
     taken = {name: tensor for name, tensor in found.items() if name not in left_out}
     for name, tensor in taken.items():
         _check_shape(path, name, tensor, own[name])

@@ -9,7 +9,8 @@ once, before task 0 and on the loaded weights when there are any; width 64 keeps
 than asked as for the channels that LightCL holds. What falls with a channel is in `methods.parts.channels`. The rest is
 LightCL, except that with a trunk frozen from the start task 0 learns from `first_boundary` on.
 
-Masked, hence dense: weights, gradients and activations keep their sizes, so this needs as much memory as LightCL. The
+Masked, hence dense in plain execution: weights, gradients and activations keep their sizes, so this needs as much
+memory as LightCL. Carried out lean, pruned channels are removed. The
 gradients of pruned weights are set to zero before each step, and the weights stay zero exactly: plain SGD moves nothing
 whose gradient is zero. With `grouped` ranking those gradients are zero by themselves; with `per_convolution` they are
 not, because a pruned channel lives on in the sum with another branch.

@@ -6,8 +6,8 @@ Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022 (arXi
     W   <- M_w (W - lr M_g dloss/dW)      on the sixteen 3x3 convolutions of layer1 ... layer4
 
 M_w is a task-aware dynamic mask, M_g a dynamic gradient mask, and x lacks the samples that dynamic data removal left
-out (`parts/sparcl.py`). Weights, gradients and activations are dense as in `er`: what is sparse is zero, not absent,
-and the masks come on top.
+out (`parts/sparcl.py`). In plain execution weights, gradients and activations are dense as in `er`: what is sparse is
+zero, not absent, and the masks come on top. Carried out lean, open weights are stored alone.
 
 Differs from the paper / the released code in:
 - masks are 1 bit per weight; `sparcl-er@released` holds the released code's two float32 masks per masked layer.

@@ -77,6 +77,11 @@ class Cell:
     length: Length | None
 
     @property
+    def is_plain(self) -> bool:
+        """Tell whether its steps are carried out plainly."""
+        return all(run.spec.execution == PLAIN for run in self.runs)
+
+    @property
     def runs(self) -> tuple[RunResult, ...]:
         """Return every run of the cell: memory, accuracy by seed, failed."""
         memory = () if self.memory is None else (self.memory,)
@@ -215,7 +220,7 @@ def _label(run: RunResult, length: Length | None) -> str:
     """Return the method with everything that was set on it, so that two rows never share a name."""
     parts = [f"{key}={value}" for key, value in run.spec.config.items()]
     if run.spec.execution != PLAIN:
-        parts.append(run.spec.execution)
+        parts.append(run.spec.execution + ("" if run.execution.get("exact", True) else ", inexact"))
     if length is not None:
         epochs, steps = length
         parts.append(f"epochs={epochs}" + ("" if steps is None else f", steps_per_task={steps}"))

@@ -42,7 +42,7 @@ def expectations_sentence(section: Section) -> str:
 
 def _findings(section: Section) -> Iterator[tuple[str, str, bool]]:
     by_method: dict[str, list[Cell]] = {}
-    for cell in section.cells:
+    for cell in (cell for cell in section.cells if cell.is_plain):  # of methods, not of how they are carried out
         by_method.setdefault(cell.method, []).append(cell)
     single = {method: cells[0] for method, cells in by_method.items() if len(cells) == 1}
     for statement in STATEMENTS:

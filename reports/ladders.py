@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.results import ROLES, Footprint, RunResult
-from harness.techniques import LEAN, PLAIN, Techniques
+from harness.techniques import INEXACT, LEAN, PLAIN, Techniques
 from reports.cells import Section
 from reports.tables import markdown_table
 from reports.units import count, mib, share
@@ -93,7 +93,8 @@ def _added(run: RunResult, before: Mapping[str, Any] | None) -> str:
 
 
 def _spoken(chosen: Mapping[str, Any]) -> list[str]:
-    return [name if value is True else f"{name}={value}" for name, value in chosen.items()]
+    shown = [(name, name if value is True else f"{name}={value}") for name, value in chosen.items()]
+    return [f"{text} (inexact)" if name in INEXACT else text for name, text in shown]
 
 
 def ladder_table(section: Section) -> str:

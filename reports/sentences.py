@@ -37,16 +37,20 @@ def headline_sentence(section: Section) -> str:
 
 def role_sentence(section: Section) -> str:
     """Say which role is the largest at the peak, in how many methods."""
-    largest = Counter(
-        max(footprint.at_peak, key=lambda name: footprint.at_peak[name]) for _, _, footprint in section.measured
-    )
+    largest = Counter(max(footprint.at_peak, key=lambda name: footprint.at_peak[name]) for footprint in _plain(section))
     return _counted(largest, "is the largest role at the peak of", _spoken)
 
 
 def phase_sentence(section: Section) -> str:
     """Say in which phase the peak falls, in how many methods."""
-    phases = Counter(footprint.peak_phase for _, _, footprint in section.measured)
+    phases = Counter(footprint.peak_phase for footprint in _plain(section))
     return _counted(phases, "owns the peak of", lambda phase: f"`{phase}`")
+
+
+def _plain(section: Section) -> list[Footprint]:
+    """Return the footprints of methods carried out plainly, or of all where none is."""
+    plain = [footprint for cell, _, footprint in section.measured if cell.is_plain]
+    return plain or [footprint for _, _, footprint in section.measured]
 
 
 def workspace_sentence(section: Section) -> str:

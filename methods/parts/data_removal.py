@@ -23,7 +23,7 @@ from methods.base import Setting
 TENTHS = (1, 2, 3, 4)
 """Removals, in tenths of a task's steps."""
 SMALLEST_BATCH = 2
-"""Batch norm cannot normalise one sample."""
+"""A batch norm whose maps have one pixel cannot normalise one sample."""
 
 
 def removals_until(step: int, total: int) -> int:

@@ -5,8 +5,8 @@ Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022 (arXi
     W <- M_w (W - lr M_g dloss/dW)      on the sixteen 3x3 convolutions of layer1 ... layer4
 
 M_w is a task-aware dynamic mask, M_g a dynamic gradient mask (both `sparse_training.py`), and what is learnt lacks the
-samples that dynamic data removal left out (`data_removal.py`). Weights, gradients and activations stay dense: what is
-sparse is zero, not absent, and the masks come on top.
+samples that dynamic data removal left out (`data_removal.py`). In plain execution weights, gradients and activations
+stay dense: what is sparse is zero, not absent, and the masks come on top. `storage=sparse` stores open weights alone.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class Recalled(NamedTuple):
 
 
 class TaskBuffer:
-    """`slots` samples on the device: un-augmented uint8 images, float32 logits of all classes, int64 task numbers.
+    """`slots` samples on the device: un-augmented uint8 images, float32 logits of all classes; on the host int64 task
+    numbers, for nothing but the host reads them.
 
     All slots are allocated, and written, in full when the first samples arrive. No sample ever moves: a task that must
     give way frees slots, and those of the next task are written over them. Draws come from the method's own generator.

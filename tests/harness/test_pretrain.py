@@ -75,6 +75,8 @@ def test_pretrained_weights_freeze_the_trunk_from_the_start_and_keep_a_fresh_hea
     assert torch.equal(loaded.method.network.conv1.weight, load_file(path)["conv1.weight"])  # type: ignore[union-attr]
     drawn = build(RunSpec(method="tail-sgd", width=1), Unwatched())
     assert drawn.method.trunk is None
+    heads = (loaded.method.network.fc.weight, drawn.method.network.fc.weight)  # type: ignore[union-attr]
+    assert torch.equal(*heads), "the file's has learnt the stream's classes all at once"
     other_head = RunSpec(method="tail-sgd", width=1, weights=label, stream="synthetic-cifar100")
     assert "fc.weight" in str(build(other_head, Unwatched(), sources).weights)
 
