@@ -69,4 +69,4 @@ def test_every_methods_tuned_values_are_a_candidate_of_the_published_search_as_g
     for method, by_candidate in scores.items():
         for stream in ("split-fashion-mini", "split-fashion-mnist"):
             tuned = frozenset(f"{key}={value}" for key, value in method_class(method).tuned[stream].items())
-            assert by_candidate[tuned] >= max(by_candidate.values()) - 2.0, method
+            assert by_candidate[tuned] == max(by_candidate.values()), method
