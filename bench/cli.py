@@ -14,6 +14,7 @@ import typer
 from bench.commands.claims import claims
 from bench.commands.listing import list_
 from bench.commands.measure import measure
+from bench.commands.predict import predict
 from bench.commands.pretrain import pretrain
 from bench.commands.report import report
 from bench.commands.run import run
@@ -33,7 +34,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, report, claims, pretrain):
+for command in (run, measure, predict, report, claims, pretrain):
     app.command()(command)
 app.command(name="list")(list_)
 

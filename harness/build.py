@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from harness.errors import UsageError
 from harness.execution.monitor import Monitor
@@ -35,10 +37,12 @@ def build(
     sources: Sources = NOWHERE,
     stream: TaskStream | None = None,
     device: str = "cpu",
+    kept: Mapping[str, Tensor] | None = None,
 ) -> Run:
     """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain.
 
-    stream: used instead of the spec's. device: where batches and the method's state lie.
+    stream: used instead of the spec's. device: where batches and the method's state lie. kept: the channels that are
+    kept when others are removed, where the network's weights have no values to choose them by.
     """
     cls, config = method_class(spec.method), method_config(spec)
     stream = stream or open_stream(
@@ -54,7 +58,7 @@ def build(
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
     weights = None if spec.weights is None else _load_weights(network, spec.weights, sources)
-    execution = Execution(monitor, techniques(spec.execution, cls.lean))
+    execution = Execution(monitor, techniques(spec.execution, cls.lean), kept)
     setting = Setting(
         network=network,
         executor=execution,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.results import PHASES, ROLES, RunResult
+from harness.techniques import PLAIN
 from reports.cells import Section
 from reports.provenance import broken_checks
 from reports.sentences import held_sentence
@@ -104,6 +105,22 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "fingerprint": result.fingerprint,
         "environment": result.environment,
     }
+
+
+def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | None]) -> str:
+    """Return predicted beside measured tensor peaks, with the error, as text of at most 80 columns."""
+    rows, errors = [], []
+    for run, guess in zip(measured, predicted, strict=True):
+        assert run.allocator is not None
+        peak = run.allocator.peak_bytes
+        error = None if guess is None else guess / peak - 1
+        errors += [] if error is None else [abs(error)]
+        how = "" if run.spec.execution == PLAIN else f" ({run.spec.execution})"
+        shown = "" if error is None else f"{100 * error:+.3f}"
+        rows.append([f"{run.spec.method}{how}", run.spec.stream, count(guess), count(peak), shown])
+    table = _table(["method", "stream", "predicted B", "measured B", "error %"], rows)
+    known = f"{len(errors)} of {len(rows)} runs predicted"
+    return f"{table}\n" + _wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known)
 
 
 def summary(sections: Sequence[Section]) -> str:

@@ -27,11 +27,14 @@ from methods.base import Batch, Method, Network, Outputs, Step, Term
 class Execution:
     """Carries out a method's steps on its network. `attach` it to the method before the first step.
 
-    techniques: what of lean execution is in use.
+    techniques: what of lean execution is in use. kept: the channels that stay when others are removed, where the method
+    cannot tell from weights without values.
     """
 
-    def __init__(self, monitor: Monitor, techniques: Techniques | None = None) -> None:
-        self.monitor = monitor
+    def __init__(
+        self, monitor: Monitor, techniques: Techniques | None = None, kept: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.monitor, self.kept = monitor, kept
         self.techniques = techniques or Techniques()
         self.method: Method
         self.network: Network
@@ -57,7 +60,7 @@ class Execution:
     def _remove_channels(self) -> None:
         from harness.execution.compact import remove_channels
 
-        kept = self.method.kept_channels()
+        kept = self.kept or self.method.kept_channels()
         if not kept:
             raise ValueError(
                 "storage=compact removes pruned channels, and this method prunes none, or holds their masks"

@@ -1,0 +1,93 @@
+"""`clmem predict`: the memory of one method, without running it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.options import (
+    AsJson,
+    BatchSize,
+    BufferSize,
+    DataRoot,
+    Execution,
+    Network,
+    Settings,
+    Weights,
+    Width,
+    make_sources,
+    make_spec,
+    read_setting,
+)
+from harness.errors import UsageError
+from harness.results import load_results
+from harness.spec import weights_label
+
+
+def predict(
+    method: Annotated[str | None, typer.Argument(help="Method; see `clmem list methods`.")] = None,
+    stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
+    network: Network = "resnet18",
+    width: Width = 64,
+    weights: Weights = None,
+    batch_size: BatchSize = 32,
+    buffer_size: BufferSize = 15,
+    replay_size: Annotated[
+        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
+    ] = None,
+    execution: Execution = "plain",
+    settings: Settings = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Predict every memory run in this directory, and print the error.")
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict one method's memory, role by role, without a device and without running a kernel."""
+    if (method is None) == (against is None):
+        raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
+    if against is not None:
+        _against(against)
+        return
+    spec = make_spec(
+        method=method,
+        stream=stream,
+        network=network,
+        width=width,
+        weights=None if weights is None else weights_label(str(weights)),
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        execution=execution,
+        config=dict(read_setting(text) for text in settings or []),
+        measure="memory",
+    )
+    sources = make_sources(data_root, weights)
+    from harness.checks import check_spec
+    from harness.prediction import predict as predicted
+    from reports.terminal import measure_json, measure_table
+
+    check_spec(spec, sources)
+    result = predicted(spec, sources)
+    print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
+
+
+def _against(directory: Path) -> None:
+    """Print what is predicted beside what was measured, for every memory run of a directory."""
+    found = load_results(directory) if directory.is_dir() else []
+    measured = [run for run in found if run.status == "ok" and run.allocator is not None]
+    if not measured:
+        raise UsageError(
+            f"{directory} holds no memory runs; run `clmem run` or `clmem measure --out {directory}` first"
+        )
+    from harness.prediction import predicted_peak_bytes
+    from reports.terminal import prediction_table
+
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        predicted = list(pool.map(predicted_peak_bytes, [run.spec for run in measured]))
+    print(prediction_table(measured, predicted))

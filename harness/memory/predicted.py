@@ -1,0 +1,202 @@
+"""Predicts a CPU's allocations without a device: operations on tensors that have shapes and no values.
+
+Every operation is seen as torch dispatches it, on the meta device. What it returns is allocated; what a kernel takes
+beside that is modelled where it matters, in convolutions. The log has the form of a real allocator's, so it is joined
+with roles by the same ledger.
+
+Two things differ from a real run, and are put right here. While operations are watched autograd adds gradients out of
+place, which it does in place otherwise. And what is read from a tensor's values must be guessed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.memory.log import AllocationLog, Event
+from harness.memory.observer import address_of
+
+aten = torch.ops.aten
+META = torch.device("meta")
+RESULTS = 0
+"""In a list of sizes: where the results are allocated."""
+STEM_CHANNELS = 4
+"""Images of up to as many channels are convolved without a blocked copy."""
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Records what would be allocated. share_open: what share of a mask's elements is guessed to be open."""
+
+    def __init__(self, share_open: float = 0.5) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.share_open = share_open
+        self._events: list[Event] = []
+        self._marks: dict[int, int] = {}
+        self._live: dict[int, int] = {}
+        self._scratch: list[tuple[int, int]] = []
+        self._total = self._scratches = 0
+        self._running = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and shielding from the compiler would import it: seconds
+
+    def start(self) -> None:
+        """Begin recording."""
+        self._running = True
+        self._resize: Any = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._resized()  # type: ignore[method-assign,assignment]
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def mark(self) -> int:
+        """Set a mark and return its number. After `stop` it lies at the end of the log."""
+        number = len(self._marks)
+        if self._running:
+            self._marks[number] = len(self._events)
+        return number
+
+    def stop(self) -> AllocationLog:
+        """End recording and return the log."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        self._running = False
+        self._marks[len(self._marks)] = len(self._events)
+        return AllocationLog(self._events, self._marks)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do the operation on shapes, and log what it would allocate and release."""
+        kwargs = kwargs or {}
+        name = func.name().partition(".")[0]
+        on_meta = any(isinstance(argument, Tensor) and argument.device == META for argument in args)
+        if func is aten.add.Tensor and _accumulates(*args[:2]):
+            return args[0]
+        guess = VALUES.get(func) if on_meta else None
+        result = func(*args, **kwargs) if guess is None else guess(self, *args, **kwargs)
+        for size in SCRATCH[func](*args, **kwargs) if func in SCRATCH and on_meta else (RESULTS,):
+            if size == RESULTS:
+                self._returned(name, (args, kwargs), result)
+            else:
+                self._change(name, size)
+        return result
+
+    def _returned(self, name: str, arguments: Any, result: Any) -> None:
+        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                # what came from numpy was not allocated by torch, and is met first as an argument
+                if storage.device == META or storage._cdata not in given:
+                    self._born(storage, name)
+
+    def _change(self, name: str, size: int) -> None:
+        """Log scratch: allocated (+) or, of that size, released (-)."""
+        if size > 0:
+            self._scratches += 1
+            self._scratch.append((-self._scratches, size))
+            self._log(-self._scratches, size, name)
+        else:
+            address = next(address for address, held in self._scratch if held == -size)
+            self._scratch.remove((address, -size))
+            self._log(address, size, name)
+
+    def _born(self, storage: torch.UntypedStorage, name: str) -> None:
+        key = address_of(storage)
+        if key not in self._live and storage.nbytes():
+            self._live[key] = storage.nbytes()
+            self._log(key, storage.nbytes(), name)
+            weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        size = self._live.pop(key, 0)
+        if size and self._running:
+            self._log(key, -size, "")
+
+    def _log(self, address: int, size: int, name: str) -> None:
+        self._total += size
+        self._events.append(Event(len(self._events), address, size, self._total, name))
+
+    def _resized(self) -> Callable[[torch.UntypedStorage, int], Any]:
+        """Return a storage's `resize_` that is logged: torch does not dispatch it."""
+        original = self._resize
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            self._freed(address_of(storage))
+            result = original(storage, size)
+            self._born(storage, "resize_")
+            return result
+
+        return resize
+
+
+def _accumulates(one: Any, other: Any) -> bool:
+    """Tell whether autograd adds one gradient to another: no formula of a derivative here adds two equal shapes."""
+    return (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.shape == other.shape
+        and torch._C._current_graph_task_id() != -1
+        and not torch.is_grad_enabled()
+    )
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], *rest: Any
+) -> Iterator[int]:
+    """Blocked copies of input, weight and output, as oneDNN has them; the plain output is made of the blocked one."""
+    sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
+    out = prod((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in sizes)
+    copies = [x.nbytes, weight.nbytes] if x.shape[1] > STEM_CHANNELS else [weight.nbytes]
+    blocked = len(x) * weight.shape[0] * out * x.element_size()
+    yield from (*copies, blocked, *(-size for size in copies), RESULTS, -blocked)
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], *rest: Any
+) -> Iterator[int]:
+    """Blocked copies again: first for the gradient of the input, which then stays, then for that of the weight."""
+    need_x, need_weight, _ = rest[-1]
+    kept = [x.nbytes] if need_x else []
+    if need_x:
+        yield from (grad.nbytes, weight.nbytes, x.nbytes, -weight.nbytes, -grad.nbytes)
+        plain = kept * (1 if set(stride) == {1} else 2)  # a strided one is copied once more
+        yield from (*plain, *(-size for size in plain))
+    if need_weight:
+        copies = [grad.nbytes, x.nbytes] if x.shape[1] > STEM_CHANNELS else [grad.nbytes]
+        yield from (*copies, weight.nbytes, *(-size for size in copies))
+    yield from (*(-size for size in kept), RESULTS)
+    if need_weight:
+        yield -weight.nbytes
+
+
+SCRATCH: dict[Any, Callable[..., Iterable[int]]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+}
+"""Operations whose kernels take more than they return: sizes that come (+) and go (-), and when the results come."""
+
+
+def _number(recorder: ShapeRecorder, tensor: Tensor) -> bool | float | int:
+    return True if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+
+
+def _positions(recorder: ShapeRecorder, tensor: Tensor) -> Tensor:
+    return torch.empty((round(tensor.numel() * recorder.share_open), tensor.ndim), dtype=torch.int64, device=META)
+
+
+def _selected(recorder: ShapeRecorder, tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.new_empty(round(tensor.numel() * recorder.share_open))
+
+
+VALUES: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: _number,
+    aten.nonzero.default: _positions,
+    aten.masked_select.default: _selected,
+}
+"""Operations that read values, and what is taken for their result."""

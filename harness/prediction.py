@@ -1,0 +1,69 @@
+"""What a run would hold at its peak, without a device and without running a kernel."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from harness.build import build
+from harness.errors import UsageError
+from harness.execution.monitor import Unwatched
+from harness.memory.ledger import join
+from harness.memory.observer import Observer
+from harness.memory.predicted import ShapeRecorder
+from harness.registry import method_class, method_config
+from harness.results import RunResult
+from harness.spec import NOWHERE, RunSpec, Sources
+from harness.techniques import PLAIN, techniques
+from harness.training import Progress, short_schedule, train
+
+PREDICTED = "predicted-"
+
+
+def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
+    """Return the footprint of a run's short schedule as predicted: the same phases and roles as `measure` finds.
+
+    Shapes decide memory, so the method takes its steps on tensors without values. How many weights a mask leaves open
+    is taken from the method's `sparsity`. Raises LedgerError where roles do not add up, as a measurement would.
+    """
+    kept = None
+    chosen = techniques(spec.execution, method_class(spec.method).lean)
+    if chosen.autocast != "none":
+        raise UsageError(
+            f"autocast={chosen.autocast} cannot be predicted, as torch casts nothing without a device; measure it"
+        )
+    if chosen.storage == "compact":
+        # which channels fall is read from the weights, so those are drawn once
+        kept = build(spec.model_copy(update={"execution": PLAIN}), Unwatched(), sources).method.kept_channels()
+    recorder = ShapeRecorder(share_open=1 - getattr(method_config(spec), "sparsity", 0.5))
+    observer = Observer(recorder)
+    recorder.start()
+    try:
+        with observer.watching():
+            with torch.device("meta"):
+                run = build(spec, observer, sources, device="meta", kept=kept)
+            train(run, short_schedule(run.method), observer, Progress())
+            observer.finish()
+    finally:
+        log = recorder.stop()
+        gc.unfreeze()  # what an observer froze: this process goes on
+    target = f"{PREDICTED}{spec.target}"
+    return RunResult(
+        run_id=f"{spec.run_id}--{target}",
+        spec=spec.model_copy(update={"target": target}),
+        status="ok",
+        method_config=run.method.config.model_dump(mode="json"),
+        execution=run.execution.describe(),
+        joint=run.method.joint,
+        footprint=join(log, observer.records).footprint,
+    )
+
+
+def predicted_peak_bytes(spec: RunSpec) -> int | None:
+    """Return the predicted tensor peak of a run, None where it cannot be predicted."""
+    try:
+        footprint = predict(spec).footprint
+    except UsageError:
+        return None
+    return None if footprint is None else footprint.peak_bytes

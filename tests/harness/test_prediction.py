@@ -1,0 +1,85 @@
+"""What is predicted without running anything is what is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.prediction import predict, predicted_peak_bytes
+from harness.results import RunResult
+from harness.spec import RunSpec
+from harness.suite import run_specs
+from reports.terminal import measure_json, measure_table, prediction_table
+
+FEW_BYTES = 64
+"""Numbers that torch wraps into tensors of a few bytes are not seen where nothing runs."""
+
+
+def spec(method: str, execution: str = "plain", **changes: Any) -> RunSpec:
+    config = {"trunk": "frozen"} if method.startswith("lightcl") else {"fisher_samples": 4} if method == "ewc" else {}
+    values: dict[str, Any] = {"stream": "synthetic-cifar10", "width": 16, "buffer_size": 15, "replay_size": 15}
+    return RunSpec(**{**values, "method": method, "execution": execution, "config": config, **changes})
+
+
+def measured(*specs: RunSpec) -> list[RunResult]:
+    found: list[RunResult] = []
+    run_specs(list(specs), found.append)
+    return found
+
+
+def test_predicted_and_measured_footprints_agree_role_by_role_in_every_phase() -> None:
+    (run,) = measured(spec("derpp", width=8))
+    predicted = predict(run.spec).footprint
+    assert predicted is not None
+    assert run.footprint is not None
+    assert predicted.peak_bytes == pytest.approx(run.footprint.peak_bytes, abs=FEW_BYTES)
+    assert (predicted.peak_task, predicted.peak_phase) == (run.footprint.peak_task, run.footprint.peak_phase)
+    for role, size in run.footprint.at_peak.items():
+        assert predicted.at_peak[role] == pytest.approx(size, abs=1e-3 * predicted.peak_bytes), role
+    for phase, peak in run.footprint.phases.items():
+        assert predicted.phases[phase] == pytest.approx(peak, rel=0.01), phase
+
+
+@pytest.mark.slow
+def test_peaks_are_predicted_to_a_thousandth_whatever_the_method_and_however_it_is_carried_out() -> None:
+    specs = [spec("lightcl"), spec("sparcl-er", "lean"), spec("fdr", width=8), spec("ewc", "micro_batch=8", width=8)]
+    for run in measured(*(one.model_copy(update={"measure": "peak"}) for one in specs)):
+        assert run.allocator is not None
+        assert predicted_peak_bytes(run.spec) == pytest.approx(run.allocator.peak_bytes, rel=1e-3)
+
+
+def test_removed_channels_are_predicted_too() -> None:
+    plain, lean = (predicted_peak_bytes(spec("lightcl-sparse", execution, width=8)) for execution in ("plain", "lean"))
+    assert plain is not None
+    assert lean is not None
+    assert lean < plain / 2
+
+
+def test_a_prediction_says_that_it_is_one_and_claims_no_measurement() -> None:
+    result = predict(spec("sgd", width=4))
+    assert result.spec.target == "predicted-cpu"
+    assert measure_json(result)["target"] == "predicted-cpu"
+    assert measure_json(result)["allocator"] is None
+    text = measure_table(result)
+    assert "predicted-cpu" in text
+    assert "nothing instrumented" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_torch_cannot_do_without_a_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="autocast=bfloat16 cannot be predicted"):
+        predict(spec("sgd", "autocast=bfloat16"))
+    assert predicted_peak_bytes(spec("sgd", "autocast=bfloat16")) is None
+
+
+def test_the_error_of_every_prediction_stands_beside_its_measurement() -> None:
+    run = RunResult(
+        run_id="r", spec=spec("sgd"), status="ok", allocator={"kind": "cpu", "peak_bytes": 1000, "by_phase": []}
+    )  # type: ignore[arg-type]
+    other = run.model_copy(update={"spec": spec("er", "lean")})
+    text = prediction_table([run, other], [1010, None])
+    assert "+1.000" in text
+    assert "er (lean)" in text
+    assert text.endswith("1 of 2 runs predicted; largest error 1.000 %")
