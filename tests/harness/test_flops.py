@@ -12,7 +12,7 @@ from harness.registry import method_names
 from harness.spec import NOWHERE, RunSpec
 from harness.training import Progress, short_schedule, train
 
-READS_VALUES = {"fdr", "sparcl-er", "sparcl-derpp"}
+READS_VALUES = {"sparcl-er", "sparcl-derpp"}
 """Methods whose steps depend on values, so that one must really be taken."""
 
 
