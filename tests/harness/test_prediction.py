@@ -42,12 +42,10 @@ def test_predicted_and_measured_footprints_agree_role_by_role_in_every_phase() -
         assert predicted.phases[phase] == pytest.approx(peak, rel=0.01), phase
 
 
-@pytest.mark.slow
-def test_peaks_are_predicted_to_a_thousandth_whatever_the_method_and_however_it_is_carried_out() -> None:
-    specs = [spec("lightcl", width=8), spec("sparcl-er", "lean", width=8)]
-    for run in measured(*(one.model_copy(update={"measure": "peak"}) for one in specs)):
-        assert run.allocator is not None
-        assert predicted_peak_bytes(run.spec) == pytest.approx(run.allocator.peak_bytes, rel=1e-3)
+def test_lean_peaks_are_predicted_to_a_thousandth() -> None:
+    (run,) = measured(spec("sparcl-er", "lean", width=4, measure="peak"))
+    assert run.allocator is not None
+    assert predicted_peak_bytes(run.spec) == pytest.approx(run.allocator.peak_bytes, rel=1e-3)
 
 
 def test_removed_channels_are_predicted_too() -> None:
