@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from harness.errors import UsageError
 from harness.results import RunResult
-from harness.spec import RunSpec, Scalar, Sources, spec_errors
+from harness.spec import RunSpec, Scalar, Sources, spec_errors, weights_label
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -41,6 +41,18 @@ def make_spec(**fields: Any) -> RunSpec:
         return RunSpec(**fields)
     except ValidationError as error:
         raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
+
+
+def memory_spec(*, replay_size: int | None, settings: list[str] | None, weights: Path | None, **fields: Any) -> RunSpec:
+    """Return the spec of one memory run from the options of `measure` and `predict`, as `make_spec` does."""
+    sizes = (fields["batch_size"] or 1, fields["buffer_size"] or 0)
+    return make_spec(
+        replay_size=min(sizes) if replay_size is None else replay_size,
+        weights=None if weights is None else weights_label(str(weights)),
+        config=dict(read_setting(text) for text in settings or []),
+        measure="memory",
+        **fields,
+    )
 
 
 def make_sources(data_root: Path | None, weights: Path | str | None) -> Sources:

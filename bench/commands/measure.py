@@ -24,13 +24,11 @@ from bench.options import (
     is_sound,
     make_directory,
     make_sources,
-    make_spec,
-    read_setting,
+    memory_spec,
 )
 from bench.progress import Bars
 from harness.errors import ClmemError
 from harness.results import RunResult, save_result
-from harness.spec import weights_label
 from harness.suite import run_specs
 
 
@@ -54,19 +52,18 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measure one method's memory: its peak, role by role, adding up to the byte."""
-    spec = make_spec(
+    spec = memory_spec(
         method=method,
         stream=stream,
         network=network,
         width=width,
-        weights=None if weights is None else weights_label(str(weights)),
+        weights=weights,
         target=target,
         batch_size=batch_size,
         buffer_size=buffer_size,
-        replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        replay_size=replay_size,
         execution=execution,
-        config=dict(read_setting(text) for text in settings or []),
-        measure="memory",
+        settings=settings,
     )
     sources = make_sources(data_root, weights)
     from harness.checks import check_spec

@@ -21,12 +21,10 @@ from bench.options import (
     Weights,
     Width,
     make_sources,
-    make_spec,
-    read_setting,
+    memory_spec,
 )
 from harness.errors import UsageError
 from harness.results import load_results
-from harness.spec import weights_label
 
 
 def predict(
@@ -54,18 +52,17 @@ def predict(
     if against is not None:
         _against(against)
         return
-    spec = make_spec(
+    spec = memory_spec(
         method=method,
         stream=stream,
         network=network,
         width=width,
-        weights=None if weights is None else weights_label(str(weights)),
+        weights=weights,
         batch_size=batch_size,
         buffer_size=buffer_size,
-        replay_size=min(batch_size or 1, buffer_size or 0) if replay_size is None else replay_size,
+        replay_size=replay_size,
         execution=execution,
-        config=dict(read_setting(text) for text in settings or []),
-        measure="memory",
+        settings=settings,
     )
     sources = make_sources(data_root, weights)
     from harness.checks import check_spec
