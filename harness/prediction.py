@@ -7,7 +7,7 @@ import gc
 import torch
 
 from harness.build import build
-from harness.errors import UsageError
+from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
 from harness.memory.ledger import join
 from harness.memory.observer import Observer
@@ -25,7 +25,8 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
     """Return the footprint of a run's short schedule as predicted: the same phases and roles as `measure` finds.
 
     Shapes decide memory, so the method takes its steps on tensors without values. How many weights a mask leaves open
-    is taken from the method's `sparsity`. Raises LedgerError where roles do not add up, as a measurement would.
+    is taken from the method's `sparsity`. Raises UsageError for what cannot be predicted. As in a measurement,
+    LedgerError is raised where roles do not add up, and ClmemError for undeclared state.
     """
     kept = None
     chosen = techniques(spec.execution, method_class(spec.method).lean)
@@ -48,6 +49,13 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
+    ledger = join(log, observer.records)
+    if ledger.undeclared:
+        size = sum(item.block.size_bytes for item in ledger.undeclared)
+        raise ClmemError(
+            f"method {spec.method!r} would keep {size:,} B across steps without declaring them in memory_roles(); "
+            "`clmem measure` names the line"
+        )
     target = f"{PREDICTED}{spec.target}"
     return RunResult(
         run_id=f"{spec.run_id}--{target}",
@@ -56,14 +64,14 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
         method_config=run.method.config.model_dump(mode="json"),
         execution=run.execution.describe(),
         joint=run.method.joint,
-        footprint=join(log, observer.records).footprint,
+        footprint=ledger.footprint,
     )
 
 
-def predicted_peak_bytes(spec: RunSpec) -> int | None:
+def predicted_peak_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int | None:
     """Return the predicted tensor peak of a run, None where it cannot be predicted."""
     try:
-        footprint = predict(spec).footprint
+        footprint = predict(spec, sources).footprint
     except UsageError:
         return None
     return None if footprint is None else footprint.peak_bytes

@@ -51,7 +51,7 @@ class Techniques(BaseModel):
     )
     inplace_relu: bool = Field(False, description="let ReLUs overwrite their inputs, which no backward reads")
     micro_batch: int = Field(
-        0, ge=0, description="images whose activations live at a time; batch norms that learn take their statistics"
+        0, ge=0, description="images whose activations live at a time, and that batch norms take statistics of"
     )
     frozen_weights: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="what a frozen trunk's convolutions are stored in; each is float32 while it computes"

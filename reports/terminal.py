@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -105,6 +106,15 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "fingerprint": result.fingerprint,
         "environment": result.environment,
     }
+
+
+def prediction_json(measured: Sequence[RunResult], predicted: Sequence[int | None]) -> str:
+    """Return the same as JSON: sizes in bytes, null where nothing can be predicted."""
+    rows = [
+        {"run_id": run.run_id, "predicted_bytes": guess, "measured_bytes": run.allocator and run.allocator.peak_bytes}
+        for run, guess in zip(measured, predicted, strict=True)
+    ]
+    return json.dumps(rows, indent=1)
 
 
 def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | None]) -> str:

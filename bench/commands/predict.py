@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from bench.options import (
 )
 from harness.errors import UsageError
 from harness.results import load_results
+from harness.spec import Sources
 
 
 def predict(
@@ -41,7 +43,10 @@ def predict(
     execution: Execution = "plain",
     settings: Settings = None,
     against: Annotated[
-        Path | None, typer.Option(help="Predict every memory run in this directory, and print the error.")
+        Path | None,
+        typer.Option(
+            help="Instead of a METHOD: every memory run in this directory, under its own settings, and the error."
+        ),
     ] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -50,7 +55,7 @@ def predict(
     if (method is None) == (against is None):
         raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
     if against is not None:
-        _against(against)
+        _against(against, make_sources(data_root, weights), as_json)
         return
     spec = memory_spec(
         method=method,
@@ -74,7 +79,7 @@ def predict(
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
 
 
-def _against(directory: Path) -> None:
+def _against(directory: Path, sources: Sources, as_json: bool) -> None:
     """Print what is predicted beside what was measured, for every memory run of a directory."""
     found = load_results(directory) if directory.is_dir() else []
     measured = [run for run in found if run.status == "ok" and run.allocator is not None]
@@ -83,8 +88,8 @@ def _against(directory: Path) -> None:
             f"{directory} holds no memory runs; run `clmem run` or `clmem measure --out {directory}` first"
         )
     from harness.prediction import predicted_peak_bytes
-    from reports.terminal import prediction_table
+    from reports.terminal import prediction_json, prediction_table
 
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        predicted = list(pool.map(predicted_peak_bytes, [run.spec for run in measured]))
-    print(prediction_table(measured, predicted))
+        predicted = list(pool.map(partial(predicted_peak_bytes, sources=sources), [run.spec for run in measured]))
+    print(prediction_json(measured, predicted) if as_json else prediction_table(measured, predicted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
 from harness.suite import run_specs
-from reports.terminal import measure_json, measure_table, prediction_table
+from reports.terminal import measure_json, measure_table, prediction_json, prediction_table
 
 FEW_BYTES = 64
 """Numbers that torch wraps into tensors of a few bytes are not seen where nothing runs."""
@@ -77,6 +78,8 @@ def test_the_error_of_every_prediction_stands_beside_its_measurement() -> None:
         run_id="r", spec=spec("sgd"), status="ok", allocator={"kind": "cpu", "peak_bytes": 1000, "by_phase": []}
     )  # type: ignore[arg-type]
     other = run.model_copy(update={"spec": spec("er", "lean")})
+    rows = json.loads(prediction_json([run, other], [1010, None]))
+    assert [(row["predicted_bytes"], row["measured_bytes"]) for row in rows] == [(1010, 1000), (None, 1000)]
     text = prediction_table([run, other], [1010, None])
     assert "+1.000" in text
     assert "er (lean)" in text

@@ -45,6 +45,7 @@ def test_a_label_can_switch_off_what_a_preset_uses() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("checkpoint=none,lean", "the label 'checkpoint=none,lean' names `lean` behind other techniques; put it first"),
         ("trunkchunk=4", "there is no technique 'trunkchunk': did you mean 'trunk_chunk'?"),
         ("trunk_chunk=-1", "technique trunk_chunk is '-1' but"),
         ("checkpoint=blocks", "technique checkpoint is 'blocks' but"),
