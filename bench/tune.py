@@ -29,7 +29,7 @@ class Search(Conditions):
     """A search: per method the values of its settings, whose combinations are its candidates."""
 
     title: str
-    budget: int = Field(ge=1)
+    candidates: int = Field(ge=1)
     stream: str
     seed: int = Field(ge=0)
     grid: dict[str, dict[str, list[Scalar]]]
@@ -37,9 +37,9 @@ class Search(Conditions):
     @model_validator(mode="after")
     def _equal_budgets(self) -> Search:
         for method, values in self.grid.items():
-            candidates = prod(len(choices) for choices in values.values())
-            if candidates != self.budget:
-                raise ValueError(f"{method} has {candidates} candidates, but every method gets {self.budget}")
+            number = prod(len(choices) for choices in values.values())
+            if number != self.candidates:
+                raise ValueError(f"{method} has {number} candidates, but every method gets {self.candidates}")
         return self
 
     def specs(self) -> list[RunSpec]:
@@ -90,6 +90,17 @@ def table(search: Search, results: dict[str, RunResult]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def commits(search: Search, results: dict[str, RunResult]) -> str:
+    """Return which code each method's candidates were run with."""
+    methods: dict[str, list[str]] = {}
+    for spec in search.specs():
+        found = results[spec.run_id].environment
+        code = str(found.get("commit") or "unknown")[:10] + (" with uncommitted changes" if found.get("dirty") else "")
+        if spec.method not in methods.setdefault(code, []):
+            methods[code].append(spec.method)
+    return "\n".join(f"- commit {code}: {', '.join(names)}" for code, names in methods.items())
+
+
 def main(arguments: list[str]) -> int:
     """Run what is missing of the search and write its table. Argument: the directory (default: results/tuning)."""
     directory = Path(arguments[0]) if arguments else Path("results/tuning")
@@ -106,13 +117,14 @@ def main(arguments: list[str]) -> int:
         run_specs(missing, keep, checkpoints=directory, watcher=bars)
     where = next(iter(results.values())).environment
     intro = (
-        f"# {search.title}\n\n{search.budget} candidates per method, one run each, on {search.stream}: "
+        f"# {search.title}\n\n{search.candidates} candidates per method, one run each, on {search.stream}: "
         f"{search.network} of width {search.width}, batch {search.batch_size}, buffer {search.buffer_size}, replay "
         f"{search.replay_size}, {search.epochs} epoch(s), seed {search.seed}; torch {where.get('torch')} on "
         f"{where.get('device')}.\nScored on a tenth of the training samples, held out: the mean of class-IL and "
         "task-IL accuracy, or the one that a method has.\n\n"
     )
-    print(write_text(directory / "tuning.md", intro + table(search, results) + "\n"))
+    rows = table(search, results)
+    print(write_text(directory / "tuning.md", f"{intro}{rows}\n\n{commits(search, results)}\n"))
     return 0 if all(result.status in ("ok", "diverged") for result in results.values()) else 1
 
 

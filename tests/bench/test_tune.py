@@ -13,7 +13,7 @@ from harness.results import RunResult
 
 
 def search(**grid: dict[str, list[object]]) -> Search:
-    values = {"title": "t", "budget": 2, "stream": "split-fashion-mini", "seed": 7, "grid": grid}
+    values = {"title": "t", "candidates": 2, "stream": "split-fashion-mini", "seed": 7, "grid": grid}
     return Search.model_validate(values)
 
 
@@ -24,7 +24,7 @@ def result_of(spec: object, **metrics: float) -> RunResult:
 def test_the_shipped_search_gives_every_method_the_same_number_of_valid_candidates() -> None:
     shipped = load_search(SEARCH)
     assert set(shipped.grid) == set(method_names())
-    assert len(shipped.specs()) == shipped.budget * len(method_names())
+    assert len(shipped.specs()) == shipped.candidates * len(method_names())
     for spec in shipped.specs():
         method_config(spec)
         assert (spec.evaluate_on, spec.seed) == ("validation", 1000)
@@ -32,7 +32,7 @@ def test_the_shipped_search_gives_every_method_the_same_number_of_valid_candidat
 
 def test_a_method_with_more_candidates_than_the_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "search.toml"
-    path.write_text('title = "t"\nbudget = 2\nstream = "s"\nseed = 0\n[grid.sgd]\nlr = [0.1, 0.2, 0.3]\n')
+    path.write_text('title = "t"\ncandidates = 2\nstream = "s"\nseed = 0\n[grid.sgd]\nlr = [0.1, 0.2, 0.3]\n')
     with pytest.raises(UsageError, match="sgd has 3 candidates, but every method gets 2"):
         load_search(path)
 
