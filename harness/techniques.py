@@ -64,9 +64,20 @@ class Techniques(BaseModel):
         description="hold pruned weights as zeros; remove pruned channels; or store the values of open weights alone",
     )
 
+    offload: bool = Field(False, description="keep what a backward needs in the host's memory, beside a device's")
+    replay_place: Literal["device", "host"] = Field("device", description="where the slots of a replay buffer lie")
+    replay_dtype: Literal["uint8", "float32"] = Field("uint8", description="what images in replay slots are stored in")
+
     def changed(self) -> dict[str, Any]:
         """Return what differs from plain execution, by name."""
         return self.model_dump(exclude_defaults=True)
+
+    @property
+    def moves(self) -> list[str]:
+        """Techniques in use that move memory between a device and the host."""
+        return [
+            name for name, used in (("offload", self.offload), ("replay_place", self.replay_place == "host")) if used
+        ]
 
     @property
     def is_exact(self) -> bool:

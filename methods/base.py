@@ -163,6 +163,7 @@ class Setting:
     buffer_size: replay slots in all; replay_size: samples drawn per step.
     pretrained: whether the network's weights were loaded rather than drawn.
     new_network: makes another network of the same shape; its weights depend on the run's seed and on the number given.
+    replay_device, replay_dtype: where replay slots lie, and what images in them are stored in.
     """
 
     network: Network
@@ -178,6 +179,13 @@ class Setting:
     augment: Callable[[Tensor, np.random.Generator], Tensor]
     new_network: Callable[[int], Network]
     pretrained: bool = False
+    replay_device: str = ""
+    replay_dtype: torch.dtype = torch.uint8
+
+    def __post_init__(self) -> None:
+        """Let replay slots lie on the device unless they are put elsewhere."""
+        if not self.replay_device:
+            object.__setattr__(self, "replay_device", self.device)
 
 
 def searched(**values: object) -> dict[str, dict[str, object]]:

@@ -12,6 +12,9 @@ def refuse(techniques: Techniques, method: Method) -> None:
         raise ValueError(
             "optimizer_in_backward applies gradients one by one, and this method's settings need all of them together"
         )
+    for name in ("replay_place", "replay_dtype"):
+        if name in techniques.changed() and not method.uses_buffer:
+            raise ValueError(f"{name} is about the slots of a replay buffer, and this method has none")
     if techniques.storage == "sparse":
         if not method.open_weights():
             raise ValueError("storage=sparse stores open weights alone, and this method closes none weight by weight")

@@ -5,7 +5,8 @@ A method says what a batch is learnt by; this file is the only one that calls `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,10 @@ from harness.execution.batch_norm import running_statistics_untouched
 from harness.execution.in_backward import InBackward
 from harness.execution.layers import relus_in_place, slice_convolutions
 from harness.execution.monitor import Monitor
+from harness.execution.offload import Offload
 from harness.execution.refusals import refuse
 from harness.execution.segments import run_segmented
+from harness.execution.slices import in_slices
 from harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
 from harness.execution.watch import Watch, rows_of
 from harness.techniques import PLAIN, Techniques
@@ -140,7 +143,8 @@ class Execution:
         outputs: list[Outputs] = []
         loss: Tensor | None = None
         for terms in self.method.terms(batch):
-            loss = self._step(terms, outputs)
+            with Offload() if self.techniques.offload else nullcontext():
+                loss = self._step(terms, outputs)
             terms.clear()  # the method's generator may still hold the list: its tensors must not outlive the step
         if loss is None:
             raise ClmemError(
@@ -332,23 +336,3 @@ class Execution:
         if trunk is not None:
             for module in network.stage_modules(trunk.boundary):
                 module.train(training and trunk.bn == "train")
-
-
-def in_slices(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: int) -> Tensor:
-    """Return a function of images [n, ...], one behind the other, computed `size` at a time (0: each part whole).
-
-    The results are written into one tensor, so that only a slice's temporaries lie beside it.
-    """
-    slices = [part for whole in images for part in (torch.split(whole, size) if size else (whole,))]
-    first = function(slices[0])
-    if len(slices) == 1:
-        return first
-    total = sum(map(len, slices))
-    result = first.new_empty((total, *first.shape[1:]))
-    end = len(first)
-    result[:end] = first
-    del first
-    for part in slices[1:]:
-        start, end = end, end + len(part)
-        result[start:end] = function(part)
-    return result

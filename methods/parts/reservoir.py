@@ -30,7 +30,9 @@ class Replayed(NamedTuple):
 
 
 class Reservoir:
-    """`slots` samples on the device: un-augmented uint8 images, int64 labels and `num_logits` float32 logits each.
+    """`slots` samples: un-augmented images, int64 labels and `num_logits` float32 logits each.
+
+    Where they lie, and whether images are uint8 or float32, is the setting's.
 
     All slots are allocated, and written, in full when the first sample arrives: what a buffer costs does not depend
     on how full it is. Every draw comes from the method's own generator.
@@ -66,17 +68,20 @@ class Reservoir:
         sources, written = sources[written < self.slots], written[written < self.slots]
         if len(written) == 0:
             return
-        at, chosen = self._index(written), self._index(sources)
-        self.images.index_copy_(0, at, torch.from_numpy(raw[sources]).to(self.setting.device))
-        self.labels.index_copy_(0, at, labels.index_select(0, chosen))
+        at, place = self._index(written), self.setting.replay_device
+        chosen = torch.from_numpy(sources).to(labels.device)
+        self.images.index_copy_(0, at, torch.from_numpy(raw[sources]).to(place, self.setting.replay_dtype))
+        self.labels.index_copy_(0, at, labels.index_select(0, chosen).to(place))
         if logits is not None:
-            self.logits.index_copy_(0, at, logits.index_select(0, chosen))
+            self.logits.index_copy_(0, at, logits.index_select(0, chosen).to(place))
 
     def draw(self, count: int) -> Replayed:
         """Return min(count, len(self)) different samples, uniformly chosen."""
         chosen = self._index(self.setting.rng.choice(len(self), size=min(count, len(self)), replace=False))
-        images = self.setting.augment(self.images.index_select(0, chosen), self.setting.rng)
-        return Replayed(images, self.labels.index_select(0, chosen), self.logits.index_select(0, chosen))
+        device, rng = self.setting.device, self.setting.rng
+        images = self.setting.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
+        labels, logits = (stored.index_select(0, chosen).to(device) for stored in (self.labels, self.logits))
+        return Replayed(images, labels, logits)
 
     def tensors(self) -> Iterable[Tensor]:
         """Return everything stored, for `memory_roles`."""
@@ -93,11 +98,11 @@ class Reservoir:
             self.images, self.labels, self.logits = state["slots"]
 
     def _allocate(self) -> None:
-        device = self.setting.device
+        device, dtype = self.setting.replay_device, self.setting.replay_dtype
         # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
-        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=torch.uint8, device=device)
+        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=dtype, device=device)
         self.labels = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self.logits = torch.zeros((self.slots, self.num_logits), device=device)
 
     def _index(self, numbers: np.ndarray) -> Tensor:
-        return torch.from_numpy(numbers).to(self.setting.device)
+        return torch.from_numpy(numbers).to(self.setting.replay_device)

@@ -26,8 +26,8 @@ class Recalled(NamedTuple):
 
 
 class TaskBuffer:
-    """`slots` samples on the device: un-augmented uint8 images, float32 logits of all classes; on the host int64 task
-    numbers, for nothing but the host reads them.
+    """`slots` samples: un-augmented images and float32 logits of all classes, where and in what type the setting says;
+    on the host int64 task numbers, for nothing but the host reads them.
 
     All slots are allocated, and written, in full when the first samples arrive. No sample ever moves: a task that must
     give way frees slots, and those of the next task are written over them. Draws come from the method's own generator.
@@ -67,15 +67,17 @@ class TaskBuffer:
         if not self.allocated:
             self._allocate()
         at = self._index(free)
-        self.images.index_copy_(0, at, torch.from_numpy(raw).to(self.setting.device))
-        self.logits.index_copy_(0, at, logits)
+        place = self.setting.replay_device
+        self.images.index_copy_(0, at, torch.from_numpy(raw).to(place, self.setting.replay_dtype))
+        self.logits.index_copy_(0, at, logits.to(place))
         self._assign(free, task)
 
     def draw(self, count: int) -> Recalled:
         """Return min(count, len(self)) different samples, uniformly chosen."""
         chosen = self._index(self.setting.rng.choice(self.filled, size=min(count, len(self)), replace=False))
-        images = self.setting.augment(self.images.index_select(0, chosen), self.setting.rng)
-        return Recalled(images, self.logits.index_select(0, chosen))
+        device, rng = self.setting.device, self.setting.rng
+        images = self.setting.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
+        return Recalled(images, self.logits.index_select(0, chosen).to(device))
 
     def tensors(self) -> Iterable[Tensor]:
         """Return everything stored, for `memory_roles`."""
@@ -93,9 +95,9 @@ class TaskBuffer:
             self._find_filled()
 
     def _allocate(self) -> None:
-        device = self.setting.device
+        device, dtype = self.setting.replay_device, self.setting.replay_dtype
         # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
-        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=torch.uint8, device=device)
+        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=dtype, device=device)
         self.logits = torch.zeros((self.slots, self.setting.num_classes), device=device)
         self.tasks = torch.full((self.slots,), FREE, dtype=torch.int64, device="cpu")  # read on the host alone
         self.allocated = True
@@ -108,4 +110,4 @@ class TaskBuffer:
         self.filled = np.flatnonzero(self.tasks.numpy() != FREE)
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers).to(self.setting.device)
+        return torch.from_numpy(numbers).to(self.setting.replay_device)

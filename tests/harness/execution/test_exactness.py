@@ -33,13 +33,15 @@ TECHNIQUES = (
     "grouped_bn=true",
     "conv_slice=3",
     "inplace_relu=true",
+    "replay_dtype=float32",
     "storage=compact",
     "storage=sparse,optimizer_in_backward=true",
     LEAN,
 )
 # what the tests run of the table: every technique on two terms behind a trunk, every preset
 QUICK = {("lightcl-sparse", name) for name in TECHNIQUES} | {(name, LEAN) for name in NAMES}
-QUICK |= {("sparcl-derpp", "storage=sparse,optimizer_in_backward=true")}
+QUICK |= {("sparcl-derpp", "storage=sparse,optimizer_in_backward=true"), ("derpp", "replay_dtype=float32")}
+QUICK |= {("fdr", "replay_dtype=float32")}
 TABLE = Path(__file__).parents[3] / "docs" / "exactness.md"
 TOLERANCE = 1e-9
 
