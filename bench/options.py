@@ -23,6 +23,12 @@ Target = Annotated[str | None, typer.Option(help="Where to measure; see `clmem l
 BatchSize = Annotated[int | None, typer.Option(help="Samples per training batch.")]
 BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
 ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
+BudgetName = Annotated[
+    str | None, typer.Option("--budget", help="What a run may take: a board (`clmem list budgets`), or bytes as 2GiB.")
+]
+Others = Annotated[
+    int | None, typer.Option(min=0, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB).")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
 Execution = Annotated[
     str | None, typer.Option(help="How steps are carried out: plain, lean, or techniques as key=value,key=value.")
@@ -55,10 +61,12 @@ def memory_spec(*, replay_size: int | None, settings: list[str] | None, weights:
     )
 
 
-def make_sources(data_root: Path | None, weights: Path | str | None) -> Sources:
-    """Return where data sets and weights lie on this machine."""
+def make_sources(data_root: Path | None, weights: Path | str | None, others: int | None = None) -> Sources:
+    """Return where data sets and weights lie on this machine, and what its GPU may already hold."""
+    found = {"data_root": data_root, "weights": weights}
     return Sources(
-        data_root=None if data_root is None else str(data_root), weights=None if weights is None else str(weights)
+        **{name: str(path) for name, path in found.items() if path is not None},
+        **({} if others is None else {"others_bytes": others}),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from harness.errors import UsageError
@@ -17,6 +18,7 @@ from harness.registry import method_class, method_config
 from harness.spec import NOWHERE, RunSpec, Sources, weights_label
 from harness.streams import open_stream
 from harness.streams.stream import TaskStream
+from harness.targets import allocator_of, device_of
 from harness.techniques import techniques
 from methods.base import Method, Network, Setting
 
@@ -36,14 +38,16 @@ def build(
     monitor: Monitor,
     sources: Sources = NOWHERE,
     stream: TaskStream | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> Run:
     """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain.
 
-    stream: used instead of the spec's. device: where batches and the method's state lie. kept: the channels that are
-    kept when others are removed, where the network's weights have no values to choose them by.
+    stream: used instead of the spec's. device: where network, batches and the method's state lie, if not on the spec's
+    target. kept: the channels that are kept when others are removed, where the network's weights have no values to
+    choose them by.
     """
+    device = device or device_of(spec.target)
     cls, config = method_class(spec.method), method_config(spec)
     stream = stream or open_stream(
         spec.stream,
@@ -57,8 +61,13 @@ def build(
         validate=spec.evaluate_on == "validation",
     )
     network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
+    if device != "meta":  # there is nothing to move to it: whoever builds for it draws no weights
+        network = network.to(device)
     weights = None if spec.weights is None else _load_weights(network, spec.weights, sources)
-    execution = Execution(monitor, techniques(spec.execution, cls.lean), kept)
+    chosen = techniques(spec.execution, cls.lean)
+    if chosen.moves and allocator_of(spec.target) == "cpu":
+        raise UsageError(f"{chosen.moves[0]} moves memory from a device to the host, and target cpu is the host")
+    execution = Execution(monitor, chosen, kept)
     setting = Setting(
         network=network,
         executor=execution,
@@ -76,6 +85,8 @@ def build(
             spec.network, num_classes=stream.num_classes, width=spec.width, seed=_network_seed(spec.seed, number)
         ),
         pretrained=spec.weights is not None,
+        replay_device="cpu" if chosen.replay_place == "host" else device,
+        replay_dtype=getattr(torch, chosen.replay_dtype),
     )
     method = cls(setting, config)
     execution.attach(method)

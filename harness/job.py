@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.results import Accuracy, Footprint, Status
+from harness.results import Accuracy, Footprint, Status, Unified
 from harness.spec import NOWHERE, RunSpec, Sources
 
 Pass = Literal["truth", "attribution", "process", "accuracy"]
@@ -16,7 +16,8 @@ class Job(BaseModel):
     """What a worker is asked to do.
 
     stacks: find out which line allocates undeclared state (slow). checkpoint: the file from which an accuracy run goes
-    on if it is there, and in which it leaves its state while it runs.
+    on if it is there, and in which it leaves its state while it runs. snapshot: the file in which an attribution pass
+    on CUDA leaves the allocator's own history.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -26,11 +27,14 @@ class Job(BaseModel):
     sources: Sources = NOWHERE
     stacks: bool = False
     checkpoint: str | None = None
+    snapshot: str | None = None
 
 
 class Outcome(BaseModel):
-    """What a worker found. `undeclared` says that a re-run with stacks can name the line, `killed` that
-    the process got SIGKILL from elsewhere.
+    """What a worker found.
+
+    counters: CUDA's own peaks beside `peaks`. undeclared: whether a re-run with stacks can name the line. killed:
+    whether the process got SIGKILL from elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,9 +46,12 @@ class Outcome(BaseModel):
     killed: bool = False
     footprint: Footprint | None = None
     peaks: list[tuple[int, str, int]] = Field(default_factory=list)
+    counters: dict[str, int] = Field(default_factory=dict)
     baseline_bytes: int | None = None
     process_peak_bytes: int | None = None
     peak_includes_imports: bool = False
+    device_peak_bytes: int | None = None
+    unified: Unified | None = None
     curve: list[tuple[float, int]] = Field(default_factory=list)
     accuracy: Accuracy | None = None
     fingerprint: str | None = None

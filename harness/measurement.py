@@ -8,6 +8,7 @@ from harness.job import Outcome, Pass
 from harness.metrics import scenario_metrics
 from harness.results import Allocator, Process, RunResult
 from harness.spec import Measured, RunSpec
+from harness.targets import allocator_of
 
 PASSES: dict[Measured, tuple[Pass, ...]] = {
     "memory": ("truth", "attribution", "process"),
@@ -48,7 +49,14 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
             malloc="default" if spec.measure == "accuracy" else "pinned",
             peak_includes_imports=unwatched.peak_includes_imports,
             curve=unwatched.curve,
+            device_peak_bytes=unwatched.device_peak_bytes,
+            unified=unwatched.unified,
         )
+        if unwatched.unified is not None and unwatched.unified.swap_growth_bytes:
+            result.checks.append(
+                f"{unwatched.unified.swap_growth_bytes:,} B went to swap while it ran, so the process peak lies above "
+                "what memory shows; switch swap and zram off (swapoff -a) and run again"
+            )
     result.phase_s = {name: round(seconds, 6) for name, seconds in unwatched.phase_s.items()}
     result.steps, result.resumed_at = unwatched.steps, unwatched.resumed_at
     if spec.measure == "accuracy":
@@ -65,7 +73,10 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
 def _fill_peak(result: RunResult, truth: Outcome) -> None:
     if truth.peaks:
         result.allocator = Allocator(
-            kind="cpu", peak_bytes=max(peak for _, _, peak in truth.peaks), by_phase=truth.peaks
+            kind=allocator_of(result.spec.target),
+            peak_bytes=max(peak for _, _, peak in truth.peaks),
+            by_phase=truth.peaks,
+            **{name: value for name, value in truth.counters.items() if name in Allocator.model_fields},
         )
     result.flops_per_step = truth.flops_per_step
 

@@ -9,36 +9,44 @@ import torch
 from harness.build import build
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
+from harness.memory.caching import cached
 from harness.memory.ledger import join
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
 from harness.registry import method_class, method_config
 from harness.results import RunResult
 from harness.spec import NOWHERE, RunSpec, Sources
+from harness.targets import PREDICTED, allocator_of
 from harness.techniques import PLAIN, techniques
 from harness.training import Progress, short_schedule, train
 
-PREDICTED = "predicted-"
 
-
-def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
+def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None = None) -> RunResult:
     """Return the footprint of a run's short schedule as predicted: the same phases and roles as `measure` finds.
 
     Shapes decide memory, so the method takes its steps on tensors without values. How many weights a mask leaves open
-    is taken from the method's `sparsity`. Raises UsageError for what cannot be predicted. As in a measurement,
-    LedgerError is raised where roles do not add up, and ClmemError for undeclared state.
+    is taken from the method's `sparsity`. On CUDA the requests are served as the caching allocator serves them;
+    limit_bytes: what it may reserve, and OutOfReservedError is raised where that is not enough. Raises UsageError for
+    what cannot be predicted. As in a measurement, LedgerError is raised where roles do not add up, and ClmemError for
+    undeclared state.
     """
-    kept = None
+    kept, kind = None, allocator_of(spec.target)
     chosen = techniques(spec.execution, method_class(spec.method).lean)
     if chosen.autocast != "none":
         raise UsageError(
             f"autocast={chosen.autocast} cannot be predicted, as torch casts nothing without a device; measure it"
         )
+    if chosen.moves:
+        raise UsageError(
+            f"{chosen.moves[0]} moves values between a device and the host and cannot be predicted without; measure it"
+        )
     if chosen.storage == "compact":
         # which channels fall is read from the weights, so those are drawn once
-        kept = build(spec.model_copy(update={"execution": PLAIN}), Unwatched(), sources).method.kept_channels()
-    recorder = ShapeRecorder(share_open=1 - getattr(method_config(spec), "sparsity", 0.5))
-    observer = Observer(recorder)
+        kept = build(
+            spec.model_copy(update={"execution": PLAIN}), Unwatched(), sources, device="cpu"
+        ).method.kept_channels()
+    recorder = ShapeRecorder(kind, share_open=1 - getattr(method_config(spec), "sparsity", 0.5))
+    observer = Observer(recorder, device=None if kind == "cpu" else "meta")
     recorder.start()
     try:
         with observer.watching():
@@ -49,6 +57,9 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
+    reserved = None
+    if kind == "cuda":
+        log, reserved = cached(log, limit_bytes)
     ledger = join(log, observer.records)
     if ledger.undeclared:
         size = sum(item.block.size_bytes for item in ledger.undeclared)
@@ -64,7 +75,7 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE) -> RunResult:
         method_config=run.method.config.model_dump(mode="json"),
         execution=run.execution.describe(),
         joint=run.method.joint,
-        footprint=ledger.footprint,
+        footprint=ledger.footprint.model_copy(update={"reserved_bytes": reserved}),
     )
 
 

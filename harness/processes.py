@@ -21,7 +21,10 @@ import psutil
 from memory_profiler import memory_usage
 
 from harness.job import Job, Outcome, Pass
+from harness.memory.cublas import CUBLAS_SETTING, CUBLAS_VARIABLE
+from harness.memory.jetson import UnifiedSampler
 from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
+from harness.targets import allocator_of
 
 BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.bootstrap import main; main()"
 """Not `-m harness.bootstrap`: that would search the current folder first, where a folder `methods` may hide ours."""
@@ -33,6 +36,9 @@ MALLOC: dict[Pass, dict[str, str]] = {
 }
 """What malloc does with freed blocks, by pass. Counting allocations does not depend on it; accuracy runs keep glibc's
 defaults, for their process peak is to be that of an ordinary process."""
+
+CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Settings of torch's caching allocator, which a measurement on CUDA leaves at their defaults."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -76,6 +82,9 @@ class Workers:
             timer = threading.Timer(timeout_s, process.kill)
             timer.start()
             curve = _Curve(process) if job.what == "process" else None
+            board = None
+            if job.what == "process" and job.spec.target == "jetson":
+                board = UnifiedSampler(lambda: process.poll() is None)
             try:
                 outcome = _converse(process, job, on_progress)
                 code = process.wait()
@@ -88,6 +97,7 @@ class Workers:
                     self._running.discard(process)
             if outcome is not None:
                 outcome.curve = curve.points() if curve else []
+                outcome.unified = board.result() if board else None
                 return outcome
             if timed_out:
                 return Outcome(status="timeout", reason=f"the {job.what} pass took longer than {timeout_s:g} s")
@@ -97,7 +107,8 @@ class Workers:
         """Return the worker's environment: pinned threads, quiet profiler, the malloc the pass asks for."""
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        inherited = {key: value for key, value in os.environ.items() if key not in PINNED_MALLOC}
+        pinned = {*PINNED_MALLOC, *(CUDA_ALLOCATOR if self._on_cuda(job) else ())}
+        inherited = {key: value for key, value in os.environ.items() if key not in pinned}
         return {
             **inherited,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -105,7 +116,12 @@ class Workers:
             "OMP_NUM_THREADS": str(self._threads),
             "KINETO_LOG_LEVEL": "5",
             **MALLOC.get(job.what, {}),
+            **({CUBLAS_VARIABLE: CUBLAS_SETTING} if self._on_cuda(job) else {}),
         }
+
+    @staticmethod
+    def _on_cuda(job: Job) -> bool:
+        return allocator_of(job.spec.target) == "cuda"
 
 
 class _Curve:

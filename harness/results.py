@@ -27,8 +27,10 @@ ROLES = (
     "input",
     "activations",
     "workspace",
+    "rounding",
 )
-"""Every role a block can have, in the order in which claims win: the first that claims a block gets it."""
+"""Every role a byte can have, in the order in which claims win: the first that claims a block gets it. `rounding` is
+what an allocator gives beyond what was asked for; nothing can claim it."""
 
 PHASES = ("before_task", "first_step", "step", "after_task", "evaluate")
 
@@ -83,14 +85,49 @@ class Footprint(_Record):
         description="bytes of unclaimed blocks of 64 KiB and more that a phase made before a backward and still held "
         "when it began, by operation: probably saved where autograd's hooks cannot look (ctx.x = x)",
     )
+    on_host: dict[str, int] = Field(
+        default_factory=dict,
+        description="declared bytes that lie in the host's memory beside a device's, by role, at their highest; they "
+        "are no part of peak_bytes",
+    )
+    reserved_bytes: int | None = Field(
+        None, description="of a prediction for CUDA: what the caching allocator would have reserved at most"
+    )
 
 
 class Allocator(_Record):
-    """The truth pass: the allocator's own peak with nothing instrumented, overall and by (task, phase)."""
+    """The truth pass: the allocator's own peak with nothing instrumented, overall and by (task, phase).
+
+    CUDA's caching allocator counts four ways: blocks given out (peak_bytes, rounded up), requested_bytes of them,
+    active_bytes with those that another stream may still use, and reserved_bytes, the segments it keeps. retries: how
+    often it had to give back what it kept in order to serve a request.
+    """
 
     kind: Literal["cpu", "cuda"]
     peak_bytes: int
     by_phase: list[tuple[int, str, int]]
+    requested_bytes: int | None = None
+    active_bytes: int | None = None
+    reserved_bytes: int | None = None
+    retries: int | None = None
+
+
+class Unified(_Record):
+    """The memory of a Jetson board, which processor and GPU share, while one un-profiled process ran beside the system.
+
+    before_bytes, peak_bytes: what was neither free nor reclaimable, before and at most, sampled. nvmap: what the GPU's
+    allocator held of it, None where the kernel does not say. swap_growth_bytes: must be 0, else the peak is too low.
+    tegrastats_peak_bytes: RAM in use at most as tegrastats saw it ten times a second, None without it.
+    """
+
+    total_bytes: int
+    before_bytes: int
+    peak_bytes: int
+    nvmap_before_bytes: int | None
+    nvmap_peak_bytes: int | None
+    swap_growth_bytes: int
+    samples: int
+    tegrastats_peak_bytes: int | None = None
 
 
 class Process(_Record):
@@ -100,6 +137,8 @@ class Process(_Record):
     peak_includes_imports: the kernel refused to reset its mark after the imports, whose own peak may be the higher.
     curve: (seconds since the process began, bytes) sampled from outside, each the highest of its stretch; between
     samples the peak can be missed, which is why peak_bytes is the kernel's own mark.
+    device_peak_bytes: on CUDA, what the process held on the device at most, context and all that torch reserved, by
+    NVML at the end of each phase; None where NVML cannot tell. unified: on a Jetson board, in its place.
     """
 
     baseline_bytes: int
@@ -107,6 +146,8 @@ class Process(_Record):
     malloc: Literal["pinned", "default"]
     peak_includes_imports: bool = False
     curve: list[tuple[float, int]] = Field(default_factory=list)
+    device_peak_bytes: int | None = None
+    unified: Unified | None = None
 
 
 class Accuracy(_Record):

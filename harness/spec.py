@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from harness.budgets import budget
 from harness.errors import UsageError, nearest
 from harness.techniques import PLAIN, canonical
 
@@ -17,12 +18,18 @@ Scalar = bool | int | float | str
 Measured = Literal["memory", "peak", "accuracy"]
 """What of a run is measured: its memory role by role, of its memory the tensor peak alone, or what it learns."""
 
-TARGETS = {"cpu": "this machine's processor, counted by torch's CPU allocator"}
-"""Where a run can be measured."""
-
 
 def _sorted_items(value: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return dict(sorted(value.items()))
+
+
+def _known_budget(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            budget(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+    return value
 
 
 class Conditions(BaseModel):
@@ -31,6 +38,7 @@ class Conditions(BaseModel):
     weights: pretrained weights that the network starts from; a file in a suite, `name@digest` in a run.
     replay_size: samples drawn from the buffer per step.
     steps_per_task: upper bound on optimizer-stepped batches per task and epoch; None runs them all.
+    budget: what the run may take, a board's name or bytes; None does not limit it.
     evaluate_on: the official test split, or a tenth of the training samples, which are then held out of training.
     """
 
@@ -46,6 +54,7 @@ class Conditions(BaseModel):
     epochs: int = Field(1, ge=1)
     steps_per_task: int | None = Field(None, ge=1)
     evaluate_on: Literal["test", "validation"] = "test"
+    budget: Annotated[str | None, AfterValidator(_known_budget)] = None
 
 
 class RunSpec(Conditions):
@@ -66,7 +75,9 @@ class RunSpec(Conditions):
 
     def digest(self) -> str:
         """Return eight hex digits that change with any field."""
-        described = self.model_dump(mode="json", exclude={"execution"} if self.execution == PLAIN else None)
+        # what came later is left out where it says nothing new, so that older results keep their names
+        default = {name for name, value in (("execution", PLAIN), ("budget", None)) if getattr(self, name) == value}
+        described = self.model_dump(mode="json", exclude=default)
         text = json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -92,13 +103,15 @@ class RunSpec(Conditions):
 class Sources(BaseModel):
     """Where this machine keeps what a run reads. It is no part of what is measured.
 
-    data_root: the folder of the data sets. weights: the file of pretrained weights.
+    data_root: the folder of the data sets. weights: the file of pretrained weights. others_bytes: what other processes
+    may hold on a GPU when a measurement starts; a desktop's own take more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_root: str | None = None
     weights: str | None = None
+    others_bytes: int = Field(64 * 2**20, ge=0)
 
 
 NOWHERE = Sources()

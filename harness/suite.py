@@ -164,13 +164,15 @@ def run_specs(
     jobs: int | None = None,
     sources: Sources = NOWHERE,
     checkpoints: Path | None = None,
+    snapshot: Path | None = None,
     watcher: Watcher | None = None,
 ) -> None:
     """Run every spec, each pass in its own process, and hand over each result as soon as it is whole.
 
     A run that fails is a result too; it never stops the others. A pass that ran out of memory beside others is run once
     more alone at the end, for its neighbours may have been the reason. checkpoints: a directory in which accuracy
-    runs leave what they need to go on after an interruption. Raises UsageError when the only spec turns out to be
+    runs leave what they need to go on after an interruption. snapshot: a file for the history of CUDA's allocator in
+    the attribution pass, of the last run that has one. Raises UsageError when the only spec turns out to be
     impossible. On KeyboardInterrupt every worker is killed.
     """
     watcher = watcher or Watcher()
@@ -185,6 +187,8 @@ def run_specs(
         job = Job(spec=spec, what=what, sources=sources)
         if checkpoints is not None and what == "accuracy":
             job = job.model_copy(update={"checkpoint": str(checkpoint_path(checkpoints, spec))})
+        if snapshot is not None and what == "attribution":
+            job = job.model_copy(update={"snapshot": str(snapshot.resolve())})
         try:
             outcome = workers.run(job, timeout_s, lambda fields: watcher.progress(spec, what, fields))
             if outcome.undeclared:  # the log has no stacks: one more run finds the line

@@ -12,22 +12,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from harness.build import Run, build
 from harness.checkpoint import Checkpoint
+from harness.devices import DeviceProcess, check_device, check_others, describe, limit_process, limit_reserved, pin
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
 from harness.execution.monitor import Monitor, Unwatched
 from harness.job import Job, Outcome
-from harness.memory.cpu import CpuRecorder
+from harness.memory.cublas import cublas_workspace_bytes
+from harness.memory.cuda import DevicePeaks, History, with_requests
 from harness.memory.ledger import Undeclared, join, phase_peaks
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
+from harness.memory.recorder import LogRecorder
 from harness.results import Accuracy
+from harness.targets import allocator_of, device_of
 from harness.training import Progress, Schedule, short_schedule, train
 
 Report = Callable[[Progress], None]
@@ -53,11 +56,15 @@ def main() -> None:
 def perform(job: Job, report: Report) -> Outcome:
     """Run one pass; whatever goes wrong becomes a status and one sentence."""
     progress, outcome = Progress(), Outcome(environment={**environment(), "threads": torch.get_num_threads()})
+    work = {"truth": _truth, "attribution": _attribution}.get(job.what, _unwatched)
     try:
-        if job.what in ("truth", "attribution"):
-            _recorded(job, outcome, progress, report)
-        else:
-            _unwatched(job, outcome, progress, report)
+        check_device(job.spec.target)
+        check_others(job.spec.target, job.sources.others_bytes)
+        pin(job.spec.target)
+        limit_reserved(job.spec)
+        if described := describe(job.spec.target):
+            outcome.environment |= {"processor": outcome.environment["device"], **described}
+        work(job, outcome, progress, report)
     except DivergedError as error:
         outcome.status, outcome.reason = "diverged", str(error)
     except ClmemError as error:
@@ -77,7 +84,8 @@ def perform(job: Job, report: Report) -> Outcome:
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an exception means that memory ran out, on any target.
 
-    On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator.
+    On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator; cuBLAS and
+    cuDNN have statuses of their own.
     """
     text = str(error)
     return isinstance(error, MemoryError) or (
@@ -85,6 +93,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         and (
             "out of memory" in text.lower()
             or "DefaultCPUAllocator: can't allocate memory" in text
+            or "_STATUS_ALLOC_FAILED" in text
             or ("NVML_SUCCESS == r" in text and "CUDACachingAllocator" in text)
         )
     )
@@ -100,30 +109,60 @@ def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     return run
 
 
-def _recorded(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
-    """Truth and attribution: the short schedule under the allocator's log."""
-    recorder = CpuRecorder(with_stacks=job.stacks)
-    monitor = Observer(recorder) if job.what == "attribution" else PhaseMarker(recorder)
+def _truth(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
+    """The short schedule and nothing else: on CUDA the allocator counts its own peaks, on the CPU its log has them."""
+    if allocator_of(job.spec.target) == "cuda":
+        peaks = DevicePeaks(device_of(job.spec.target))
+        try:
+            run, schedule = _short(job, outcome, peaks, progress, report)
+        finally:
+            outcome.peaks, outcome.counters = peaks.by_phase, peaks.highest()
+    else:
+        recorder = LogRecorder()
+        marker = PhaseMarker(recorder)
+        recorder.start()
+        try:
+            run, schedule = _short(job, outcome, marker, progress, report)
+            marker.finish()
+        finally:
+            outcome.peaks = phase_peaks(recorder.stop(), marker.records.phases)
+    from harness.flops import count_flops  # slow to import, and only this pass needs it
+
+    outcome.flops_per_step = count_flops(job.spec, job.sources, schedule.steps or (), run)
+
+
+def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
+    """The short schedule under the allocator's log, with role records."""
+    device = device_of(job.spec.target)
+    history = None
+    if allocator_of(job.spec.target) == "cuda":
+        history = History(device, None if job.snapshot is None else Path(job.snapshot))
+        history.start()
+    recorder = LogRecorder(device, with_stacks=job.stacks)
+    observer = Observer(recorder, torch.device(device).type, None if history is None else history.annotate)
     recorder.start()
     try:
-        with monitor.watching() if isinstance(monitor, Observer) else nullcontext():
-            run = _build(job, outcome, monitor)
-            schedule = short_schedule(run.method)
-            train(run, schedule, monitor, progress, report)
-            monitor.finish()
+        with observer.watching():
+            _short(job, outcome, observer, progress, report)
+            observer.finish()
     finally:
-        log = recorder.stop()
-        outcome.peaks = phase_peaks(log, monitor.records.phases)
-    outcome.fingerprint = run.stream.fingerprint
-    if isinstance(monitor, Observer):
-        ledger = join(log, monitor.records)
-        if ledger.undeclared:
-            raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
-        outcome.footprint = ledger.footprint
-    else:
-        from harness.flops import count_flops  # slow to import, and only this pass needs it
+        log, trace = recorder.stop(), [] if history is None else history.stop()
+        outcome.peaks = phase_peaks(log, observer.records.phases)
+    if history is not None:
+        log = with_requests(log, trace, cublas_workspace_bytes())
+    ledger = join(log, observer.records)
+    if ledger.undeclared:
+        raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
+    outcome.footprint = ledger.footprint
 
-        outcome.flops_per_step = count_flops(job.spec, job.sources, schedule.steps or (), run)
+
+def _short(job: Job, outcome: Outcome, monitor: Monitor, progress: Progress, report: Report) -> tuple[Run, Schedule]:
+    """Build the run and take the steps of the short schedule."""
+    run = _build(job, outcome, monitor)
+    schedule = short_schedule(run.method)
+    train(run, schedule, monitor, progress, report)
+    outcome.fingerprint = run.stream.fingerprint
+    return run, schedule
 
 
 def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
@@ -132,12 +171,16 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.baseline_bytes = resident_bytes()
     full = job.what == "accuracy"
     checkpoint = Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id}) if job.checkpoint else None
+    monitor = DeviceProcess(job.spec.target) if allocator_of(job.spec.target) == "cuda" else Unwatched()
     try:
-        run = _build(job, outcome, Unwatched())
+        run = _build(job, outcome, monitor)
+        limit_process(job.spec)
         reset_high_water()  # reading pretrained weights holds them twice, which is no phase of the method
         schedule = Schedule() if full else short_schedule(run.method, steady=False)
-        accuracy: Accuracy = train(run, schedule, Unwatched(), progress, report, checkpoint)
+        accuracy: Accuracy = train(run, schedule, monitor, progress, report, checkpoint)
     finally:
+        if isinstance(monitor, DeviceProcess):
+            outcome.device_peak_bytes = monitor.peak_bytes
         outcome.process_peak_bytes = high_water_bytes()
         if checkpoint is not None:
             outcome.process_peak_bytes = max(outcome.process_peak_bytes, checkpoint.process_peak_bytes)

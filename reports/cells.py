@@ -19,7 +19,8 @@ Length = tuple[int, int | None]
 class Setting:
     """What all rows of one table have in common.
 
-    width: channels of the network's first stage. weights: what it starts from, empty when drawn.
+    width: channels of the network's first stage. weights: what it starts from, empty when drawn. budget: what runs may
+    take, empty without a limit.
     """
 
     stream: str
@@ -31,12 +32,13 @@ class Setting:
     replay_size: int
     weights: str
     evaluate_on: str
+    budget: str
 
     @classmethod
     def of(cls, result: RunResult) -> Setting:
         """Return the setting of a run."""
         fields = {name: getattr(result.spec, name) for name in cls.__dataclass_fields__}
-        return cls(**{**fields, "weights": fields["weights"] or ""})
+        return cls(**{**fields, "weights": fields["weights"] or "", "budget": fields["budget"] or ""})
 
     @property
     def title(self) -> str:
@@ -45,8 +47,14 @@ class Setting:
             f"{self.stream}, {self.network} (width {self.width}), {self.target}, "
             f"batch {self.batch_size}, buffer {self.buffer_size}, replay {self.replay_size}"
             + (f", weights {self.weights}" if self.weights else "")
+            + (f", budget {self.budget} ({self.how_limited})" if self.budget else "")
             + (", evaluated on held-out training samples" if self.evaluate_on == "validation" else "")
         )
+
+    @property
+    def how_limited(self) -> str:
+        """Return whether the budget is the machine's own or emulated on another."""
+        return "on the board" if self.target == "jetson" else "emulated"
 
     @property
     def slug(self) -> str:
@@ -55,6 +63,7 @@ class Setting:
             f"{self.stream}-{self.network}-w{self.width}-{self.target}"
             f"-batch{self.batch_size}-buffer{self.buffer_size}-replay{self.replay_size}"
             + (f"-{self.weights}" if self.weights else "")
+            + (f"-{self.budget.replace(' ', '')}" if self.budget else "")
             + ("-validation" if self.evaluate_on == "validation" else "")
         )
 

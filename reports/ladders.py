@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.results import ROLES, Footprint, RunResult
+from harness.results import Footprint, RunResult
 from harness.techniques import INEXACT, LEAN, PLAIN, Techniques
 from reports.cells import Section
-from reports.tables import markdown_table
+from reports.tables import markdown_table, shown_roles
 from reports.units import count, mib, share
 
 RELEASED = "@released"
@@ -99,14 +99,15 @@ def _spoken(chosen: Mapping[str, Any]) -> list[str]:
 
 def ladder_table(section: Section) -> str:
     """Return bytes by role at the peak in MiB for every method and execution; empty where all ran in one way only."""
-    rows = []
-    for ladder in ladders(section):
+    rows, found = [], ladders(section)
+    shown = shown_roles(rung.footprint for ladder in found for rung in ladder.rungs)
+    for ladder in found:
         plain = ladder.plain
         for rung in ladder.rungs:
-            roles = [mib(rung.footprint.at_peak.get(role, 0)) for role in ROLES]
+            roles = [mib(rung.footprint.at_peak.get(role, 0)) for role in shown]
             part = "" if plain is None else share(rung.peak_bytes, plain.peak_bytes)
             rows.append([ladder.label, rung.added, *roles, mib(rung.peak_bytes), count(rung.peak_bytes), part])
-    return markdown_table(["method", "execution", *ROLES, "total MiB", "total bytes", "of plain"], rows, left=2)
+    return markdown_table(["method", "execution", *shown, "total MiB", "total bytes", "of plain"], rows, left=2)
 
 
 def ladder_sentence(section: Section) -> str:

@@ -17,6 +17,7 @@ from reports.expectations import expectations_sentence, expectations_table
 from reports.ladders import ladder_sentence, ladder_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
+from reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
 from reports.units import UNDEFINED, plural
 
 NOTES = f"""MiB = 2^20 bytes. Tensor peak: the allocator's own peak over every phase and task of the short schedule, \
@@ -45,7 +46,7 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         if plots:
             drawn = {section.setting.slug: draw_section(section, folder, progress) for section in sections}
-        return write_text(path, report_text(sections, drawn))
+        return write_text(path, report_text(sections, drawn, load_predictions(directory)))
     except OSError as error:
         raise UsageError(
             f"the report cannot be written to {path} ({error.strerror or error}); "
@@ -53,8 +54,12 @@ def write_report(
         ) from error
 
 
-def report_text(sections: list[Section], plots: dict[str, list[Plot]] | None = None) -> str:
-    """Return the report. plots: for each section's slug, its plots, which lie in a folder `plots` beside the report."""
+def report_text(
+    sections: list[Section], plots: dict[str, list[Plot]] | None = None, predictions: Predictions | None = None
+) -> str:
+    """Return the report. plots: for each section's slug, its plots, which lie in a folder `plots` beside the report.
+    predictions: tensor peaks that were predicted, by run.
+    """
     runs = list({run.run_id: run for section in sections for run in section.runs}.values())
     parts = ["# Memory of continual-learning methods"]
     broken = [line for section in sections for line in provenance.broken_checks(section)]
@@ -63,7 +68,7 @@ def report_text(sections: list[Section], plots: dict[str, list[Plot]] | None = N
         parts.append("\n".join([f"> {warning}", ">", *(f"> - {tables.cell_text(line)}" for line in broken)]))
     parts += [_overview(sections, runs), NOTES]
     for section in sections:
-        parts += _section(section, (plots or {}).get(section.setting.slug, []))
+        parts += _section(section, (plots or {}).get(section.setting.slug, []), predictions or {})
     parts += _claims(runs)
     failed = provenance.failed_table(runs)
     if failed:
@@ -82,7 +87,7 @@ def _overview(sections: list[Section], runs: list[RunResult]) -> str:
     return "\n".join([text, "", *(f"- {section.setting.title}" for section in sections)])
 
 
-def _section(section: Section, plots: list[Plot]) -> list[str]:
+def _section(section: Section, plots: list[Plot], predictions: Predictions) -> list[str]:
     parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
     parts += _images(plots, "roles", "accuracy")
     expected = expectations_table(section)
@@ -105,6 +110,10 @@ def _section(section: Section, plots: list[Plot]) -> list[str]:
             held = ((cell, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
             parts += [f"{cell.label}: {sentence}" for cell, sentence in held if sentence]
             parts.append(_details("Operations", workspace))
+    predicted = predictions_table(section, predictions)
+    if predicted:
+        parts += ["### Predicted tensor peaks", predictions_sentence(section, predictions)]
+        parts.append(_details("Every prediction", predicted))
     parts.append(_details("Live bytes over time, by role", *_images(plots, "timeline")))
     process = tables.process_table(section)
     if process:

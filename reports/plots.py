@@ -34,6 +34,7 @@ ROLE_COLOURS = {
     "input": "#000000",
     "activations": "#D55E00",
     "workspace": "#A0A0A0",
+    "rounding": "#D8D8D8",
 }
 STACK = (
     "parameters",
@@ -45,6 +46,7 @@ STACK = (
     "gradients",
     "activations",
     "workspace",
+    "rounding",
 )
 """The order in which roles are stacked: what stays first, what comes and goes last, so that edges stay level."""
 POINT_COLOUR = "#0072B2"

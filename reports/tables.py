@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from harness.results import PHASES, ROLES
+from harness.results import PHASES, ROLES, Footprint
 from reports.cells import Cell, Section
 from reports.units import UNDEFINED, Statistic, count, mib, share
 
@@ -16,6 +16,8 @@ ACCURACY_COLUMNS = (
     ("class_il_forgetting_max_previous", "forgetting_max_previous class-IL %"),
     ("task_il_forgetting_max_previous", "forgetting_max_previous task-IL %"),
 )
+KNOWN = 6
+"""Columns of the process level that every target has."""
 WORKSPACE_ROWS = 5
 """Operations shown per method in the workspace table; the rest is summed into one row."""
 
@@ -69,35 +71,46 @@ def accuracy_text(cell: Cell, metric: str) -> str:
     return statistic.percent() + (f" (n = {statistic.n})" if statistic.n != len(cell.accuracy) else "")
 
 
+def shown_roles(footprints: Iterable[Footprint]) -> list[str]:
+    """Return the roles that a table of these has: every one, but rounding only where an allocator rounded."""
+    rounded = any(footprint.role_peaks.get("rounding") for footprint in footprints)
+    return [role for role in ROLES if rounded or role != "rounding"]
+
+
+def _shown(section: Section) -> list[str]:
+    return shown_roles(footprint for _, _, footprint in section.measured)
+
+
 def role_table(section: Section) -> str:
     """Return bytes by role at the peak in MiB; the total is the peak, in MiB and in bytes."""
-    rows = []
+    rows, shown = [], _shown(section)
     for cell, _, footprint in section.measured:
-        roles = [mib(footprint.at_peak.get(role, 0)) for role in ROLES]
+        roles = [mib(footprint.at_peak.get(role, 0)) for role in shown]
         total = sum(footprint.at_peak.values())
         rows.append([cell.label, *roles, mib(total), count(total)])
-    return markdown_table(["method", *ROLES, "total MiB", "total bytes"], rows)
+    return markdown_table(["method", *shown, "total MiB", "total bytes"], rows)
 
 
 def role_bytes_table(section: Section) -> str:
     """Return the same in bytes, with the sum check and the observer delta of each method."""
-    rows = []
+    rows, shown = [], _shown(section)
     for cell, _, footprint in section.measured:
-        roles = [count(footprint.at_peak.get(role, 0)) for role in ROLES]
+        roles = [count(footprint.at_peak.get(role, 0)) for role in shown]
         total = sum(footprint.at_peak.values())
         residual = total - footprint.peak_bytes
         rows.append([cell.label, *roles, count(total), count(residual), count(observer_delta_bytes(cell))])
-    headers = ["method", *ROLES, "sum of roles", "sum of roles - allocator peak", "observer delta"]
+    headers = ["method", *shown, "sum of roles", "sum of roles - allocator peak", "observer delta"]
     return markdown_table(headers, rows)
 
 
 def role_peak_table(section: Section) -> str:
     """Return each role's own highest value in MiB: these need not coincide, so they have no total."""
+    shown = _shown(section)
     rows = [
-        [cell.label, *(mib(footprint.role_peaks.get(role, 0)) for role in ROLES)]
+        [cell.label, *(mib(footprint.role_peaks.get(role, 0)) for role in shown)]
         for cell, _, footprint in section.measured
     ]
-    return markdown_table(["method", *ROLES], rows)
+    return markdown_table(["method", *shown], rows)
 
 
 def phase_table(section: Section) -> str:
@@ -136,7 +149,9 @@ def workspace_table(section: Section) -> str:
 
 
 def process_table(section: Section) -> str:
-    """Return the process level: the baseline before the network is built, the peak, and what lies between, in MiB."""
+    """Return the process level: the baseline before the network is built, the peak, and what lies between, in MiB; on
+    CUDA also what NVML counts on the device, on a Jetson what the board's memory lost.
+    """
     rows = []
     for cell in section.cells:
         for run in (cell.memory, *cell.accuracy):
@@ -145,9 +160,14 @@ def process_table(section: Section) -> str:
                 what = f"full stream, seed {run.spec.seed}" if run.spec.measure == "accuracy" else "short schedule"
                 above = process.peak_bytes - process.baseline_bytes
                 numbers = [mib(process.baseline_bytes), mib(process.peak_bytes), mib(above)]
+                numbers.append(mib(process.device_peak_bytes))
+                numbers.append(mib(process.unified and process.unified.peak_bytes - process.unified.before_bytes))
                 peak = f"{process.malloc}, peak includes imports" if process.peak_includes_imports else process.malloc
                 rows.append([cell.label, what, peak, *numbers])
-    return markdown_table(["method", "run", "malloc", "baseline MiB", "peak MiB", "above baseline MiB"], rows, left=3)
+    headers = ["method", "run", "malloc", "baseline MiB", "peak MiB", "above baseline MiB"]
+    headers += ["on the device MiB", "of the board's memory MiB"]
+    known = [column for column in range(len(headers)) if column < KNOWN or any(row[column] for row in rows)]
+    return markdown_table([headers[column] for column in known], [[row[c] for c in known] for row in rows], left=3)
 
 
 def time_table(section: Section) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 from harness.results import PHASES, ROLES, RunResult
 from harness.techniques import PLAIN
 from reports.cells import Section
+from reports.predictions import error_of
 from reports.provenance import broken_checks
 from reports.sentences import held_sentence
-from reports.tables import accuracy_text, later_differs
+from reports.tables import accuracy_text, later_differs, shown_roles
 from reports.units import count, mib, share
 
 COLUMNS = 80
@@ -24,23 +25,23 @@ def measure_table(result: RunResult) -> str:
     spec = result.spec
     config = "".join(f", {key}={value}" for key, value in spec.config.items())
     parts = [
-        _wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
-        _wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}"),
+        wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
+        wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}"),
     ]
     if result.status != "ok":
-        parts.append(_wrap(f"NOT OK ({result.status}): {result.reason or 'no reason recorded'}"))
-    parts += [_wrap(f"BROKEN: {check}") for check in result.checks]
+        parts.append(wrap(f"NOT OK ({result.status}): {result.reason or 'no reason recorded'}"))
+    parts += [wrap(f"BROKEN: {check}") for check in result.checks]
     footprint = result.footprint
     if footprint is not None:
         where = f"task {footprint.peak_task}, {footprint.peak_phase}, {footprint.peak_op}"
-        parts += [_wrap(f"peak reached in: {where}"), "", _roles(result), "", _phases(result), ""]
+        parts += [wrap(f"peak reached in: {where}"), "", _roles(result), "", _phases(result), ""]
         total = sum(footprint.at_peak.values())
-        parts.append(_wrap(f"sum of roles - allocator peak = {count(total - footprint.peak_bytes)} B"))
+        parts.append(wrap(f"sum of roles - allocator peak = {count(total - footprint.peak_bytes)} B"))
         held = held_sentence(footprint)
         if held:
-            parts.append(_wrap(held))
+            parts.append(wrap(held))
     if result.observer_delta_bytes is not None:
-        parts.append(_wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
+        parts.append(wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
     parts += _peaks(result)
     return "\n".join(parts)
 
@@ -50,31 +51,43 @@ def _roles(result: RunResult) -> str:
     assert footprint is not None
     total = sum(footprint.at_peak.values())
     rows = []
-    for role in ROLES:
+    for role in shown_roles([footprint]):
         size = footprint.at_peak.get(role, 0)
         rows.append([role, count(size), mib(size), share(size, total), mib(footprint.role_peaks.get(role, 0))])
     rows.append(["total", count(total), mib(total), share(total, total), ""])
-    return _table(["role at the peak", "bytes", "MiB", "share", "own peak MiB"], rows)
+    return text_table(["role at the peak", "bytes", "MiB", "share", "own peak MiB"], rows)
 
 
 def _phases(result: RunResult) -> str:
     footprint = result.footprint
     assert footprint is not None
     known = [(phase, footprint.phases[phase]) for phase in PHASES if phase in footprint.phases]
-    return _table(["phase", "peak bytes", "peak MiB"], [[phase, count(peak), mib(peak)] for phase, peak in known])
+    return text_table(["phase", "peak bytes", "peak MiB"], [[phase, count(peak), mib(peak)] for phase, peak in known])
 
 
 def _peaks(result: RunResult) -> list[str]:
     lines = []
     if result.allocator is not None:
         peak = result.allocator.peak_bytes
-        lines.append(_wrap(f"tensor peak, nothing instrumented: {mib(peak)} MiB ({count(peak)} B)"))
+        lines.append(wrap(f"tensor peak, nothing instrumented: {mib(peak)} MiB ({count(peak)} B)"))
+        more = [
+            f"{name} {mib(value)} MiB"
+            for name in ("requested", "active", "reserved")
+            if (value := getattr(result.allocator, f"{name}_bytes")) is not None
+        ]
+        if more:
+            lines.append(wrap(f"of the caching allocator: {', '.join(more)}"))
+    if result.footprint is not None and result.footprint.reserved_bytes is not None:
+        lines.append(wrap(f"reserved by the caching allocator: {mib(result.footprint.reserved_bytes)} MiB"))
+    if result.footprint is not None and result.footprint.on_host:
+        held = ", ".join(f"{role} {count(size)} B" for role, size in sorted(result.footprint.on_host.items()))
+        lines.append(wrap(f"beside it in the host's memory: {held}"))
     if result.process is not None:
         process = result.process
         above = process.peak_bytes - process.baseline_bytes
         text = f"{mib(process.peak_bytes)} MiB, {mib(above)} above a baseline of {mib(process.baseline_bytes)}"
         imports = ", the imports' own peak included" if process.peak_includes_imports else ""
-        lines.append(_wrap(f"process peak ({process.malloc} malloc{imports}): {text}"))
+        lines.append(wrap(f"process peak ({process.malloc} malloc{imports}): {text}"))
     return lines
 
 
@@ -100,7 +113,9 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "at_peak": {role: footprint.at_peak.get(role, 0) for role in ROLES} if footprint else None,
         "role_peaks": {role: footprint.role_peaks.get(role, 0) for role in ROLES} if footprint else None,
         "phases": footprint.phases if footprint else None,
-        "allocator": result.allocator.model_dump(include={"kind", "peak_bytes"}) if result.allocator else None,
+        "on_host": footprint.on_host if footprint else None,
+        "reserved_bytes": footprint.reserved_bytes if footprint else None,
+        "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,
         "process": process.model_dump(include={"baseline_bytes", "peak_bytes"}) if process else None,
         "observer_delta_bytes": result.observer_delta_bytes,
         "fingerprint": result.fingerprint,
@@ -122,22 +137,21 @@ def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | No
     rows, errors = [], []
     for run, guess in zip(measured, predicted, strict=True):
         assert run.allocator is not None
-        peak = run.allocator.peak_bytes
-        error = None if guess is None else guess / peak - 1
+        peak, error = run.allocator.peak_bytes, error_of(run, guess)
         errors += [] if error is None else [abs(error)]
         how = "" if run.spec.execution == PLAIN else f" ({run.spec.execution})"
         shown = "" if error is None else f"{100 * error:+.3f}"
         rows.append([f"{run.spec.method}{how}", run.spec.stream, count(guess), count(peak), shown])
-    table = _table(["method", "stream", "predicted B", "measured B", "error %"], rows)
+    table = text_table(["method", "stream", "predicted B", "measured B", "error %"], rows)
     known = f"{len(errors)} of {len(rows)} runs predicted"
-    return f"{table}\n" + _wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known)
+    return f"{table}\n" + wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known)
 
 
 def summary(sections: Sequence[Section]) -> str:
     """Return the headline and the roles at the peak of every section as text of at most 80 columns."""
     parts = []
     for section in sections:
-        parts += [_wrap(section.setting.title), *(_wrap(f"BROKEN: {line}") for line in broken_checks(section))]
+        parts += [wrap(section.setting.title), *(wrap(f"BROKEN: {line}") for line in broken_checks(section))]
         parts += ["", _headline(section)]
         parts += [f"\n{block}" for block in _role_blocks(section)]
         parts.append("")
@@ -158,21 +172,21 @@ def _headline(section: Section) -> str:
     columns["seeds"] = [count(len(cell.accuracy) or None) for cell in section.cells]
     columns["status"] = [next((run.status for run in cell.failed), "") for cell in section.cells]
     shown = {header: values for header, values in columns.items() if any(values)}
-    return _table(list(shown), list(zip(*shown.values(), strict=True)))
+    return text_table(list(shown), list(zip(*shown.values(), strict=True)))
 
 
 def _role_blocks(section: Section, per_block: int = 3) -> list[str]:
     """Return tables with roles as rows and a few methods as columns: nine roles do not fit side by side."""
-    blocks = []
+    blocks, roles = [], shown_roles(footprint for _, _, footprint in section.measured)
     for start in range(0, len(section.measured), per_block):
         shown = section.measured[start : start + per_block]
-        rows = [[role, *(mib(footprint.at_peak.get(role, 0)) for _, _, footprint in shown)] for role in ROLES]
+        rows = [[role, *(mib(footprint.at_peak.get(role, 0)) for _, _, footprint in shown)] for role in roles]
         rows.append(["total", *(mib(sum(footprint.at_peak.values())) for _, _, footprint in shown)])
-        blocks.append(_table(["MiB at the peak", *(_short(cell.label, 18) for cell, _, _ in shown)], rows))
+        blocks.append(text_table(["MiB at the peak", *(_short(cell.label, 18) for cell, _, _ in shown)], rows))
     return blocks
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of at most 80 columns: numbers right-aligned, the first column cut short where it must be."""
     tops = [header.split("\n") for header in headers]
     height = max(len(top) for top in tops)
@@ -190,5 +204,6 @@ def _short(text: str, columns: int) -> str:
     return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
-def _wrap(text: str) -> str:
+def wrap(text: str) -> str:
+    """Return text in lines of at most 80 columns."""
     return textwrap.fill(" ".join(text.split()), COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

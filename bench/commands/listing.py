@@ -9,13 +9,16 @@ from typing import Annotated, Literal
 import typer
 
 from bench.options import SUITES, AsJson
-from harness.spec import TARGETS
+from harness.budgets import boards
 from harness.suite import load_suite
+from harness.targets import TARGETS
+from reports.units import mib
 
 
 def list_(
     what: Annotated[
-        Literal["methods", "streams", "networks", "targets", "suites", "claims"], typer.Argument(help="What to list.")
+        Literal["methods", "streams", "networks", "targets", "budgets", "suites", "claims"],
+        typer.Argument(help="What to list."),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -47,6 +50,14 @@ def _list_streams() -> dict[str, str]:
     return dict(STREAMS)
 
 
+def _list_budgets() -> dict[str, str]:
+    entries = {}
+    for name, board in boards().items():
+        note = ", by prediction alone" if board.note else ""
+        entries[name] = f"{board.title}: {mib(board.tensors_bytes)} MiB for tensors{note}"
+    return entries
+
+
 def _list_claims() -> dict[str, str]:
     from reports.claims.claim import claim_names, load_claim
 
@@ -64,6 +75,7 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "streams": _list_streams,
     "networks": _list_networks,
     "targets": lambda: TARGETS,
+    "budgets": _list_budgets,
     "claims": _list_claims,
     "suites": lambda: {file.stem: load_suite(file).title for file in sorted(SUITES.glob("*.toml"))},
 }

@@ -12,11 +12,13 @@ from rich.console import Console
 from bench.options import (
     AsJson,
     BatchSize,
+    BudgetName,
     BufferSize,
     DataRoot,
     Execution,
     Jobs,
     Network,
+    Others,
     Settings,
     Target,
     Weights,
@@ -27,9 +29,10 @@ from bench.options import (
     memory_spec,
 )
 from bench.progress import Bars
-from harness.errors import ClmemError
+from harness.errors import ClmemError, UsageError
 from harness.results import RunResult, save_result
 from harness.suite import run_specs
+from harness.targets import allocator_of
 
 
 def measure(
@@ -48,6 +51,12 @@ def measure(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Also save the result file into this directory.")] = None,
     jobs: Jobs = None,
+    budget: BudgetName = None,
+    others: Others = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(help="On CUDA, keep the allocator's history in this file, for pytorch.org/memory_viz."),
+    ] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,21 +68,25 @@ def measure(
         width=width,
         weights=weights,
         target=target,
+        budget=budget,
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,
         execution=execution,
         settings=settings,
     )
-    sources = make_sources(data_root, weights)
+    sources = make_sources(data_root, weights, others)
     from harness.checks import check_spec
 
     check_spec(spec, sources)
-    if out is not None:
-        make_directory(out)
+    if snapshot is not None and allocator_of(spec.target) == "cpu":
+        raise UsageError(f"--snapshot keeps the history of CUDA's allocator, and target {target!r} has none")
+    for directory in (out, snapshot and snapshot.parent):
+        if directory is not None:
+            make_directory(directory)
     results: list[RunResult] = []
     with Bars(Console(stderr=True), 1, announce=False) as bars:
-        run_specs([spec], results.append, jobs=jobs, sources=sources, watcher=bars)
+        run_specs([spec], results.append, jobs=jobs, sources=sources, snapshot=snapshot, watcher=bars)
     result = results[0]
     if out is not None:
         save_result(out, result)

@@ -19,6 +19,7 @@ from bench.options import (
     Execution,
     Network,
     Settings,
+    Target,
     Weights,
     Width,
     make_sources,
@@ -35,6 +36,7 @@ def predict(
     network: Network = "resnet18",
     width: Width = 64,
     weights: Weights = None,
+    target: Target = "cpu",
     batch_size: BatchSize = 32,
     buffer_size: BufferSize = 15,
     replay_size: Annotated[
@@ -48,6 +50,9 @@ def predict(
             help="Instead of a METHOD: every memory run in this directory, under its own settings, and the error."
         ),
     ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="With --against: also keep the predictions there, for its report.")
+    ] = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +60,7 @@ def predict(
     if (method is None) == (against is None):
         raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
     if against is not None:
-        _against(against, make_sources(data_root, weights), as_json)
+        _against(against, make_sources(data_root, weights), as_json, keep)
         return
     spec = memory_spec(
         method=method,
@@ -63,6 +68,7 @@ def predict(
         network=network,
         width=width,
         weights=weights,
+        target=target,
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,
@@ -74,12 +80,12 @@ def predict(
     from harness.prediction import predict as predicted
     from reports.terminal import measure_json, measure_table
 
-    check_spec(spec, sources)
+    check_spec(spec, sources, here=False)
     result = predicted(spec, sources)
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
 
 
-def _against(directory: Path, sources: Sources, as_json: bool) -> None:
+def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> None:
     """Print what is predicted beside what was measured, for every memory run of a directory."""
     found = load_results(directory) if directory.is_dir() else []
     measured = [run for run in found if run.status == "ok" and run.allocator is not None]
@@ -88,8 +94,11 @@ def _against(directory: Path, sources: Sources, as_json: bool) -> None:
             f"{directory} holds no memory runs; run `clmem run` or `clmem measure --out {directory}` first"
         )
     from harness.prediction import predicted_peak_bytes
+    from reports.predictions import save_predictions
     from reports.terminal import prediction_json, prediction_table
 
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         predicted = list(pool.map(partial(predicted_peak_bytes, sources=sources), [run.spec for run in measured]))
+    if keep:
+        save_predictions(directory, {run.run_id: guess for run, guess in zip(measured, predicted, strict=True)})
     print(prediction_json(measured, predicted) if as_json else prediction_table(measured, predicted))

@@ -15,10 +15,12 @@ from bench.options import (
     SUITES,
     AsJson,
     BatchSize,
+    BudgetName,
     BufferSize,
     DataRoot,
     Jobs,
     Network,
+    Others,
     ReplaySize,
     Streams,
     Target,
@@ -56,6 +58,8 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Results directory (default: results/SUITE).")] = None,
     jobs: Jobs = None,
+    budget: BudgetName = None,
+    others: Others = None,
     data_root: DataRoot = None,
     retry: Annotated[bool, typer.Option(help="Run again what crashed or timed out.")] = False,
     as_json: AsJson = False,
@@ -73,6 +77,7 @@ def run(
         width=width,
         weights=None if weights is None else str(weights),
         target=target,
+        budget=budget,
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,
@@ -81,7 +86,7 @@ def run(
     )
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
     specs = chosen.specs()
-    sources = make_sources(data_root, chosen.weights)
+    sources = make_sources(data_root, chosen.weights, others)
     from harness.checks import check_spec
 
     for spec in specs:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import LedgerError
+from harness.memory.cublas import CUBLAS
 from harness.memory.log import AllocationLog, Block, Blocks
 from harness.results import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
 
@@ -70,7 +71,8 @@ class PhaseSpan:
 class Records:
     """Everything that was observed. declared: (mark, {role: bytes}) as read from the tensors themselves.
 
-    backwards: marks at which a backward began. end: the mark after the last phase, when it was reached.
+    backwards: marks at which a backward began. end: the mark after the last phase, when it was reached. elsewhere:
+    declared bytes that lie on another device than the one whose log this belongs to, by role, at their highest.
     """
 
     phases: list[PhaseSpan] = field(default_factory=list)
@@ -79,6 +81,7 @@ class Records:
     declared: list[tuple[int, Mapping[str, int]]] = field(default_factory=list)
     backwards: list[int] = field(default_factory=list)
     end: int | None = None
+    elsewhere: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def join(log: AllocationLog, records: Records) -> Ledger:
     scratch: Counter[str] = Counter()
     for block in blocks.all:
         if role_of.get(id(block)) == "workspace":
-            scratch[block.event.op] += block.size_bytes
+            scratch[block.event.op] += block.requested_bytes
     names = dict.fromkeys(entry.phase for entry in by_phase)
     footprint = Footprint(
         peak_bytes=peak.peak_bytes,
@@ -148,6 +151,7 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         timeline=_timeline(log, roles, totals, records.phases),
         workspace_at_peak=dict(scratch.most_common()),
         held_into_backward=_held_into_backward(log, blocks, {*fixed, *saved}, records),
+        on_host=records.elsewhere,
     )
     return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
 
@@ -163,8 +167,8 @@ def _locate(log: AllocationLog, blocks: Blocks, mark: int, address: int, nbytes:
             f"a {role} tensor of {nbytes:,} B was observed where the allocator's log has no live block; it was not "
             "allocated by torch on this device (numpy or foreign memory?): copy it into a torch tensor"
         )
-    if block.size_bytes != nbytes:
-        raise LedgerError(f"a {role} tensor's storage has {nbytes:,} B but its block has {block.size_bytes:,} B")
+    if block.requested_bytes != nbytes:
+        raise LedgerError(f"a {role} tensor's storage has {nbytes:,} B but its block has {block.requested_bytes:,} B")
     return block
 
 
@@ -217,19 +221,21 @@ def _saved_states(log: AllocationLog, blocks: Blocks, saved: list[Saved]) -> dic
 def _sweep(events: int, blocks: Blocks, fixed: Fixed, saved: dict[int, list[tuple[int, int]]]) -> Roles:
     """Return live bytes [states, roles]."""
     change: Roles = np.zeros((events + 2, len(ROLES)), dtype=np.int64)
-    activations, workspace = ROLES.index("activations"), ROLES.index("workspace")
+    activations, workspace, rounding = map(ROLES.index, ("activations", "workspace", "rounding"))
     for block in blocks.all:
         end = events + 1 if block.dies is None else block.dies
+        change[block.born, rounding] += block.size_bytes - block.requested_bytes
+        change[end, rounding] -= block.size_bytes - block.requested_bytes
         changes = fixed.get(id(block), [(0, "workspace")])
         starts = [block.born, *(state for state, _ in changes[1:])]
         for (_, role), start, stop in zip(changes, starts, [*starts[1:], end], strict=True):
-            change[start, ROLES.index(role)] += block.size_bytes
-            change[stop, ROLES.index(role)] -= block.size_bytes
+            change[start, ROLES.index(role)] += block.requested_bytes
+            change[stop, ROLES.index(role)] -= block.requested_bytes
         if id(block) not in fixed:
             for first, last in saved.get(id(block), ()):
                 for column, sign in ((activations, 1), (workspace, -1)):
-                    change[first, column] += sign * block.size_bytes
-                    change[last + 1, column] -= sign * block.size_bytes
+                    change[first, column] += sign * block.requested_bytes
+                    change[last + 1, column] -= sign * block.requested_bytes
     return change.cumsum(axis=0)[: events + 1]
 
 
@@ -306,7 +312,7 @@ def _undeclared(
         if first == len(states) or not block.alive(states[first]):
             continue
         role = _role_at(block, states[first], fixed, saved)
-        if role not in KEPT_ROLES:
+        if role not in KEPT_ROLES and block.event.op != CUBLAS:  # which torch keeps
             task, phase, _ = boundaries[first]
             found.append(Undeclared(task, phase, role, block))
     return sorted(found, key=lambda item: -item.block.size_bytes)
@@ -318,7 +324,11 @@ def _held_into_backward(log: AllocationLog, blocks: Blocks, claimed: set[int], r
     Of several backwards, the one that holds most. Logits, losses and first gradients are such blocks too, but small.
     """
     starts = sorted(log.marks[span.start] for span in records.phases)
-    suspects = [b for b in blocks.all if id(b) not in claimed and b.size_bytes >= HELD_MIN_BYTES]
+    suspects = [
+        block
+        for block in blocks.all
+        if id(block) not in claimed and block.size_bytes >= HELD_MIN_BYTES and block.event.op != CUBLAS
+    ]
     most: Counter[str] = Counter()
     for state in {log.marks[mark] for mark in records.backwards}:
         phase_start = starts[bisect.bisect_right(starts, state) - 1]

@@ -16,7 +16,8 @@ from harness.errors import LedgerError
 class Event:
     """One allocation (+) or release (-) of `size_bytes`; `total_bytes` is the allocator's own count after it.
 
-    op: the operation that asked for it. site: "file:line (function)" when stacks were recorded.
+    op: the operation that asked for it. site: "file:line (function)" when stacks were recorded. requested_bytes: what
+    was asked for, where the allocator gives more; None where it gives just that.
     """
 
     time_ns: int
@@ -25,6 +26,7 @@ class Event:
     total_bytes: int
     op: str
     site: str | None = None
+    requested_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Block:
     born: int
     dies: int | None
     event: Event
+
+    @property
+    def requested_bytes(self) -> int:
+        """What was asked for, at most `size_bytes`."""
+        return self.size_bytes if self.event.requested_bytes is None else self.event.requested_bytes
 
     def alive(self, state: int) -> bool:
         """Say whether the block exists in a state."""

@@ -7,6 +7,7 @@ gradients as they are accumulated, tensors as autograd saves and releases them, 
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -73,10 +74,19 @@ class PhaseMarker:
 
 
 class Observer(PhaseMarker):
-    """Records roles. Use it for the attribution pass, with `watching()` around the whole run."""
+    """Records roles. Use it for the attribution pass, with `watching()` around the whole run.
 
-    def __init__(self, recorder: Recorder) -> None:
+    device: the type of device whose memory is counted; declared tensors elsewhere are summed up in `records.elsewhere`.
+    None counts all of them. annotate: is told of every tensor and its role.
+    """
+
+    def __init__(
+        self, recorder: Recorder, device: str | None = None, annotate: Callable[[Tensor, str], None] | None = None
+    ) -> None:
         super().__init__(recorder)
+        self._device = device
+        self._activations_elsewhere = 0
+        self._annotate = annotate
         self._state: Held = dict
         self._hooked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._in_forward = False
@@ -113,21 +123,43 @@ class Observer(PhaseMarker):
 
     def _phase_begins(self) -> None:
         self.scan()
-        sizes: dict[int, tuple[str, int]] = {}
+        here: dict[int, tuple[str, int]] = {}
+        elsewhere: dict[int, tuple[str, int]] = {}
         for role, tensors in self._state().items():
-            for address, nbytes in _storages(tensors):
-                known = sizes.get(address)
+            for storage in _storages(tensors):
+                sizes = here if self._counts(storage) else elsewhere
+                known = sizes.get(address_of(storage))
                 if known is None or ROLES.index(role) < ROLES.index(known[0]):
-                    sizes[address] = (role, nbytes)
+                    sizes[address_of(storage)] = (role, storage.nbytes())
         declared = dict.fromkeys((role for role in ROLES if role in KEPT_ROLES), 0)
-        for role, nbytes in sizes.values():
+        for role, nbytes in here.values():
             declared[role] += nbytes
         self.records.declared.append((self.recorder.mark(), declared))
+        for role in {role for role, _ in elsewhere.values()}:
+            nbytes = sum(size for known, size in elsewhere.values() if known == role)
+            self.records.elsewhere[role] = max(nbytes, self.records.elsewhere.get(role, 0))
+
+    def _saved_elsewhere(self, tensor: Tensor) -> None:
+        """Follow what autograd's hooks moved to another device, until they let go of it."""
+        nbytes = sum(storage.nbytes() for storage in _storages((tensor,)) if not self._counts(storage))
+        if nbytes:
+            self._activations_elsewhere += nbytes
+            known = self.records.elsewhere.get("activations", 0)
+            self.records.elsewhere["activations"] = max(known, self._activations_elsewhere)
+            weakref.finalize(tensor, self._released_elsewhere, nbytes)
+
+    def _released_elsewhere(self, nbytes: int) -> None:
+        self._activations_elsewhere -= nbytes
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        return self._device is None or storage.device.type == self._device
 
     def _observe(self, claims: Iterable[tuple[str, Tensor]], mark: int) -> None:
         for role, tensor in claims:
-            for address, nbytes in _storages((tensor,)):
-                self.records.observations.append(Observation(mark, address, nbytes, role))
+            for storage in filter(self._counts, _storages((tensor,))):
+                self.records.observations.append(Observation(mark, address_of(storage), storage.nbytes(), role))
+                if self._annotate is not None:
+                    self._annotate(tensor, role)
 
     def _gradient_ready(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -146,7 +178,12 @@ class Observer(PhaseMarker):
     def saves(self, *tensors: Tensor) -> list[Saved]:
         """Record tensors that are kept for backward from now on, until they are freed; return the new records."""
         mark = self.recorder.mark()
-        records = [Saved(mark, None, address, nbytes) for address, nbytes in _storages(tensors)]
+        records = [
+            Saved(mark, None, address_of(storage), storage.nbytes())
+            for storage in filter(self._counts, _storages(tensors))
+        ]
+        for tensor in tensors:
+            self._saved_elsewhere(tensor)
         self.records.saved += records
         return records
 
@@ -225,13 +262,13 @@ def _tensors_in(value: Any) -> list[Tensor]:
     return [item for item in value if isinstance(item, Tensor)] if isinstance(value, tuple | list) else []
 
 
-def _storages(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-    """Yield (address, bytes) of each tensor's storage; views give the storage they look into."""
+def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
+    """Yield each tensor's storage; views give the storage they look into."""
     for tensor in tensors:
         for part in _strided(tensor):
             storage = part.untyped_storage()
             if storage.nbytes():
-                yield address_of(storage), storage.nbytes()
+                yield storage
 
 
 def address_of(storage: torch.UntypedStorage) -> int:

@@ -1,8 +1,9 @@
-"""Predicts a CPU's allocations without a device: operations on tensors that have shapes and no values.
+"""Predicts a device's allocations without it: operations on tensors that have shapes and no values.
 
 Every operation is seen as torch dispatches it, on the meta device. What it returns is allocated; what a kernel takes
-beside that is modelled where it matters, in convolutions. The log has the form of a real allocator's, so it is joined
-with roles by the same ledger.
+beside that is modelled where it is known: on the CPU the blocked copies of oneDNN's convolutions, on CUDA what torch
+keeps for cuBLAS. What cuDNN takes for a convolution depends on the architecture and is left out. The log has the form
+of a real allocator's, so it is joined with roles by the same ledger.
 
 Two things differ from a real run, and are put right here. While operations are watched autograd adds gradients out of
 place, which it does in place otherwise. And what is read from a tensor's values must be guessed.
@@ -13,13 +14,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
 from harness.memory.log import AllocationLog, Event
 from harness.memory.observer import address_of
 
@@ -32,11 +34,16 @@ STEM_CHANNELS = 4
 
 
 class ShapeRecorder(TorchDispatchMode):
-    """Records what would be allocated. share_open: what share of a mask's elements is guessed to be open."""
+    """Records what would be allocated on a CPU or on CUDA.
 
-    def __init__(self, share_open: float = 0.5) -> None:
+    share_open: what share of a mask's elements is guessed to be open.
+    """
+
+    def __init__(self, kind: Literal["cpu", "cuda"] = "cpu", share_open: float = 0.5) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share_open = share_open
+        self._cuda = kind == "cuda"
+        self._multiplied: set[bool] = set()
         self._events: list[Event] = []
         self._marks: dict[int, int] = {}
         self._live: dict[int, int] = {}
@@ -77,14 +84,24 @@ class ShapeRecorder(TorchDispatchMode):
         on_meta = any(isinstance(argument, Tensor) and argument.device == META for argument in args)
         if func is aten.add.Tensor and _accumulates(*args[:2]):
             return args[0]
-        guess = VALUES.get(func) if on_meta else None
-        result = func(*args, **kwargs) if guess is None else guess(self, *args, **kwargs)
-        for size in SCRATCH[func](*args, **kwargs) if func in SCRATCH and on_meta else (RESULTS,):
+        known = RULES.get(func) if on_meta else None
+        result = func(*args, **kwargs) if known is None else known(self, *args, **kwargs)
+        modelled = on_meta and not self._cuda and func in SCRATCH
+        for size in SCRATCH[func](*args, **kwargs) if modelled else (RESULTS,):
             if size == RESULTS:
                 self._returned(name, (args, kwargs), result)
             else:
                 self._change(name, size)
+        if self._cuda and on_meta and multiplies(name):
+            self._multiplies()
         return result
+
+    def _multiplies(self) -> None:
+        """Log a cuBLAS workspace at the first product of each thread: a backward on CUDA has a thread of its own."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward not in self._multiplied:
+            self._multiplied.add(in_backward)
+            self._change(CUBLAS, cublas_workspace_bytes())
 
     def _returned(self, name: str, arguments: Any, result: Any) -> None:
         given = {tensor.untyped_storage()._cdata for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
@@ -92,7 +109,8 @@ class ShapeRecorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 # what came from numpy was not allocated by torch, and is met first as an argument
-                if storage.device == META or storage._cdata not in given:
+                on_host = not self._cuda and storage._cdata not in given
+                if storage.device == META or on_host:
                     self._born(storage, name)
 
     def _change(self, name: str, size: int) -> None:
@@ -194,9 +212,33 @@ def _selected(recorder: ShapeRecorder, tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.new_empty(round(tensor.numel() * recorder.share_open))
 
 
-VALUES: dict[Any, Callable[..., Any]] = {
+def _batch_norm(
+    recorder: ShapeRecorder, x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any
+) -> tuple[Tensor, ...]:
+    channels = x.shape[1] if training else 0
+    return torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+
+
+def _batch_norm_backward(
+    recorder: ShapeRecorder, grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    wanted = rest[-1]
+    sizes = (x.shape, (x.shape[1],), (x.shape[1],))
+    return tuple(x.new_empty(size) if want else None for size, want in zip(sizes, wanted, strict=True))
+
+
+def _like_first(recorder: ShapeRecorder, x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _positions,
     aten.masked_select.default: _selected,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.relu.default: _like_first,
+    aten.threshold_backward.default: _like_first,
 }
-"""Operations that read values, and what is taken for their result."""
+"""What is taken for the result of operations that read values, and of those that torch takes long to find it out for:
+half of a prediction was their formulas in Python."""

@@ -23,6 +23,11 @@ def resident_bytes() -> int:
     return _status_bytes("VmRSS")
 
 
+def data_bytes() -> int:
+    """Return what this process has mapped for itself to write (VmData), touched or not."""
+    return _status_bytes("VmData")
+
+
 def high_water_bytes() -> int:
     """Return the highest resident memory (VmHWM) since the process began or since `reset_high_water`."""
     return _status_bytes("VmHWM")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.errors import UsageError, nearest
+
+SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
+"""Of the images of `synthetic-<side>px`."""
 
 PAD = 4
 """Zero pixels around an image before the random crop, for every stream."""
@@ -117,7 +121,17 @@ STREAMS: dict[str, str] = {name: info.description for name, info in _INFOS.items
 
 
 def lookup(name: str) -> StreamInfo:
-    """Return the stream of that name. Raises UsageError with the nearest names."""
+    """Return the stream of that name; `synthetic-96px` is noise of 96 x 96 pixels. Raises UsageError with the nearest
+    names.
+    """
+    sized = re.fullmatch(r"synthetic-([1-9]\d*)px", name)
+    if sized is not None:
+        side = int(sized[1])
+        if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+            raise UsageError(
+                f"images of {side} x {side} pixels cannot be made; give a side of {SMALLEST_SIDE} to {LARGEST_SIDE}"
+            )
+        return _synthetic(replace(_CIFAR10, name=f"split-{side}px", image_shape=(3, side, side)))
     if name not in _INFOS:
         raise UsageError(f"there is no stream {name!r}: {nearest(name, list(_INFOS))}")
     return _INFOS[name]

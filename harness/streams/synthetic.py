@@ -39,7 +39,8 @@ class NoiseImages:
 
 def synthetic(info: StreamInfo) -> DataSet:
     """Return noise with the stream's shape, its classes in turn, the same on every machine."""
-    pool = np.random.Philox(np.random.SeedSequence(0)).random_raw(_POOL_BYTES // 8).astype("<u8").view(np.uint8)
+    pool_bytes = max(_POOL_BYTES, 2 * int(np.prod(info.image_shape)))
+    pool = np.random.Philox(np.random.SeedSequence(0)).random_raw(pool_bytes // 8).astype("<u8").view(np.uint8)
 
     def split(per_task: int) -> Split:
         count = per_task * info.num_tasks

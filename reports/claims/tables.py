@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.results import ROLES
 from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
 from reports.claims.measured import Bench, Level, Place
-from reports.tables import markdown_table
+from reports.tables import markdown_table, shown_roles
 from reports.units import UNDEFINED, count, mib
 
 CHANGE = 0.05
@@ -116,13 +115,17 @@ def measured_table(bench: Bench) -> str:
 
 def roles_table(bench: Bench, dataset: str) -> str:
     """Return the measured bytes by role at the peak of every row and execution, in MiB; empty without any."""
-    rows = []
-    for row, execution, place in _places(bench, dataset):
-        run = bench.runs.get(place)
-        if run is not None and run.footprint is not None:
-            held = run.footprint.at_peak
-            rows.append([row.label, execution, *(mib(held.get(role, 0)) for role in ROLES), mib(sum(held.values()))])
-    return markdown_table(["row", "execution", *ROLES, "sum"], rows, left=2)
+    found = [
+        (row.label, execution, run.footprint)
+        for row, execution, place in _places(bench, dataset)
+        if (run := bench.runs.get(place)) is not None and run.footprint is not None
+    ]
+    shown = shown_roles(footprint for _, _, footprint in found)
+    rows = [
+        [label, execution, *(mib(held.at_peak.get(role, 0)) for role in shown), mib(sum(held.at_peak.values()))]
+        for label, execution, held in found
+    ]
+    return markdown_table(["row", "execution", *shown, "sum"], rows, left=2)
 
 
 def flops_table(bench: Bench, dataset: str) -> str:

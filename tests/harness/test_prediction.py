@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
+from harness.memory.caching import OutOfReservedError
 from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -65,6 +66,28 @@ def test_a_prediction_says_that_it_is_one_and_claims_no_measurement() -> None:
     assert "predicted-cpu" in text
     assert "nothing instrumented" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_on_cuda_blocks_are_rounded_segments_reserved_and_the_library_keeps_a_workspace_per_thread() -> None:
+    result = predict(spec("fdr", width=4, target="cuda"))
+    footprint = result.footprint
+    assert footprint is not None
+    assert footprint.reserved_bytes is not None
+    assert result.spec.target == "predicted-cuda"
+    assert sum(footprint.at_peak.values()) == footprint.peak_bytes < footprint.reserved_bytes
+    assert footprint.at_peak["rounding"] > 0
+    assert footprint.workspace_at_peak["cuBLAS workspace"] == 2 * 8_519_680
+    assert footprint.on_host == {"replay": 8 * 15}, "FDR's task numbers are read on the host"
+    assert "reserved by the caching allocator" in measure_table(result)
+
+
+def test_on_cuda_no_run_fits_where_it_may_not_reserve_what_it_needs() -> None:
+    wanted = spec("sgd", width=4, target="cuda")
+    peak = predict(wanted).footprint
+    assert peak is not None
+    with pytest.raises(OutOfReservedError):
+        predict(wanted, limit_bytes=peak.peak_bytes - 1)
+    assert predict(wanted, limit_bytes=peak.reserved_bytes).footprint == peak
 
 
 def test_what_torch_cannot_do_without_a_device_is_refused() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.errors import UsageError
-from harness.memory.cpu import CpuRecorder
+from harness.memory.recorder import LogRecorder
 from harness.networks import ResNet18, build_network
 from harness.weights import load_weights, save_weights
 
@@ -384,7 +384,7 @@ def test_loading_keeps_the_networks_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "torch"])
 def test_loading_leaves_the_allocators_log_in_order_and_no_memory_behind(safe: bool, tmp_path: Path) -> None:
     path = save_weights(network(), tmp_path / "weights", {}) if safe else saved(tmp_path, state())
-    into, recorder = network(), CpuRecorder()
+    into, recorder = network(), LogRecorder()
     recorder.start()
     load_weights(into, path)
     log = recorder.stop()

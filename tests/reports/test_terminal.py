@@ -17,7 +17,7 @@ DESIGNED = {
     *("schema", "method", "stream", "network", "target", "batch_size", "buffer_size", "execution", "peak_bytes"),
     *("at_peak", "role_peaks", "phases", "allocator", "process", "observer_delta_bytes", "environment"),
 }
-ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "fingerprint"}
+ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "on_host", "reserved_bytes", "fingerprint"}
 
 
 def widest(text: str) -> int:

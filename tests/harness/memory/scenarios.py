@@ -29,10 +29,10 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.errors import LedgerError
 from harness.execution.monitor import Unwatched
-from harness.memory.cpu import CpuRecorder
 from harness.memory.ledger import join, phase_peaks
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
+from harness.memory.recorder import LogRecorder
 from harness.networks import build_network
 
 BATCH, WIDTH = 96, 256
@@ -58,7 +58,7 @@ class Pass:
     """
 
     def __init__(self, observed: bool, with_stacks: bool) -> None:
-        self.recorder = CpuRecorder(with_stacks)
+        self.recorder = LogRecorder(with_stacks=with_stacks)
         self.observer = Observer(self.recorder) if observed else None
         self.monitor: PhaseMarker = self.observer or PhaseMarker(self.recorder)
         self.facts: dict[str, Any] = {}

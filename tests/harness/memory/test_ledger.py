@@ -437,10 +437,10 @@ def test_blocks_are_found_by_address_and_state() -> None:
 def test_what_a_coarse_clock_puts_at_one_instant_stays_in_torchs_order() -> None:
     from torch._C._profiler import _EventType
 
-    from harness.memory.cpu import MARK, CpuRecorder
+    from harness.memory.recorder import MARK, LogRecorder
 
     def node(kind: Any, name: str = "", **extra: Any) -> Any:
-        fields = SimpleNamespace(device=SimpleNamespace(type="cpu"), **extra)
+        fields = SimpleNamespace(device=SimpleNamespace(type="cpu", index=None), **extra)
         return SimpleNamespace(start_time_ns=7, typed=(kind, fields), name=name, children=[], parent=None)
 
     def allocation(size: int, total: int) -> Any:
@@ -449,7 +449,7 @@ def test_what_a_coarse_clock_puts_at_one_instant_stays_in_torchs_order() -> None
     operator = node(_EventType.TorchOp, "aten::mm")
     operator.children = [allocation(8, 8), node(_EventType.TorchOp, MARK + "0"), allocation(-8, 0)]
     tree = [operator, allocation(4, 4)]
-    recorder = CpuRecorder()
+    recorder = LogRecorder()
     recorder._marks = 1
     results = SimpleNamespace(experimental_event_tree=lambda: tree)
     recorder._profile = SimpleNamespace(stop=lambda: None, profiler=SimpleNamespace(kineto_results=results))  # type: ignore[assignment]

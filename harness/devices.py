@@ -1,0 +1,158 @@
+"""Whether a target's device is there, and what it is. On the CPU nothing is asked."""
+
+from __future__ import annotations
+
+import resource
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from harness.budgets import budget
+from harness.errors import UsageError
+from harness.execution.monitor import Unwatched
+from harness.memory import jetson, nvml
+from harness.memory.process import data_bytes, resident_bytes
+from harness.spec import RunSpec
+from harness.targets import allocator_of, device_of
+
+
+def check_device(target: str) -> None:
+    """Raise UsageError, one sentence, where the device of a target is not there or cannot be used.
+
+    No context is made on the device, which would hold memory there.
+    """
+    device = device_of(target)
+    if allocator_of(target) == "cpu":
+        return
+    if torch.version.cuda is None:
+        raise UsageError(
+            f"target {target!r} needs CUDA but this torch ({torch.__version__}) is built without it; install a CUDA "
+            "build, or use --target cpu, or `clmem predict --target cuda`"
+        )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UsageError(
+            f"target {target!r} needs CUDA but torch finds no device: {_why(said)}; use --target cpu, or "
+            "`clmem predict --target cuda`, which needs none"
+        )
+    index = int(device.partition(":")[2])
+    if index >= count:
+        known = ", ".join(f"cuda:{number}" for number in range(count))
+        raise UsageError(f"there is no device {device}: this machine has {known}")
+    if target == "jetson" and not jetson.is_jetson():
+        raise UsageError(
+            "target 'jetson' counts memory that GPU and processor share, and this machine is no Jetson board; use "
+            "--target cuda"
+        )
+
+
+def check_others(target: str, allowed_bytes: int) -> None:
+    """Raise UsageError where processes that do not belong to this measurement hold more than that on a GPU."""
+    uuid = None if allocator_of(target) == "cpu" else identity(target)
+    found = [] if uuid is None else nvml.others(uuid)
+    held = sum(size for _, _, size in found)
+    if held > allowed_bytes:
+        pid, name, size = found[0]
+        raise UsageError(
+            f"other processes hold {held:,} B on {device_of(target)} (the largest: {name}, pid {pid}, {size:,} B) "
+            f"where {allowed_bytes:,} B are allowed; stop them, or allow them with --others {held}"
+        )
+
+
+class DeviceProcess(Unwatched):
+    """The monitor of an un-profiled pass on CUDA: asks NVML at the end of each phase but of steady steps.
+
+    What torch reserves it keeps, so a look after a phase sees the peak. peak_bytes: None where NVML cannot tell.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._uuid = identity(target)
+        self.peak_bytes: int | None = None
+
+    @contextmanager
+    def phase(self, name: str, task: int) -> Iterator[None]:
+        """Bracket one phase of one task."""
+        yield
+        held = None if self._uuid is None or name == "step" else nvml.process_bytes(self._uuid)
+        if held is not None:
+            self.peak_bytes = max(held, self.peak_bytes or 0)
+
+
+def _why(said: list[warnings.WarningMessage]) -> str:
+    """Return torch's own reason in one clause: a driver too old, no driver, a failure."""
+    for warning in said:
+        text = " ".join(str(warning.message).split())
+        return text.partition(" (Triggered")[0].partition(". ")[0].rstrip(".")
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    return "it says no reason"
+
+
+def pin(target: str) -> None:
+    """Fix what decides which kernels run, and so what workspace they take: no autotuning, no TF32."""
+    if allocator_of(target) == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def limit_reserved(spec: RunSpec) -> None:
+    """Let torch reserve no more than the run's budget on a GPU. Raises UsageError for one larger than the device."""
+    if spec.budget is None or allocator_of(spec.target) == "cpu":
+        return
+    allowed = budget(spec.budget).limit_bytes(spec.target)
+    if allowed <= 0:
+        raise UsageError(f"a budget of {spec.budget} leaves nothing for tensors: all of it is deducted")
+    device = torch.device(device_of(spec.target))
+    total = torch.cuda.get_device_properties(device).total_memory
+    if allowed > total:
+        raise UsageError(f"a budget of {spec.budget} allows {allowed:,} B but {device} has {total:,} B")
+    torch.cuda.set_per_process_memory_fraction(allowed / total, device)
+
+
+def limit_process(spec: RunSpec) -> None:
+    """Let this process grow no further than the run's budget on the CPU. Raises MemoryError where it is larger already.
+
+    The kernel's limit (RLIMIT_DATA) counts what is mapped to be written, touched or not, so it is set on what may come
+    beyond the present. Call it when everything is imported and built: libraries' own pages do not count.
+    """
+    if spec.budget is None or allocator_of(spec.target) == "cuda":
+        return
+    allowed, held = budget(spec.budget).limit_bytes(spec.target), resident_bytes()
+    if held > allowed:
+        raise MemoryError(f"before its first step it takes {held:,} B, more than its budget of {allowed:,} B")
+    most = data_bytes() + allowed - held
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def describe(target: str) -> dict[str, Any]:
+    """Return what a result says of its device beside the machine's own description; nothing for the CPU."""
+    if allocator_of(target) == "cpu":
+        return {}
+    device = torch.device(device_of(target))
+    properties = torch.cuda.get_device_properties(device)
+    described: dict[str, Any] = {
+        "device": properties.name,
+        "device_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "integrated": bool(getattr(properties, "is_integrated", False)),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": nvml.driver_version(),
+    }
+    if target == "jetson":
+        described |= {"board": jetson.model(), "jetpack": jetson.release(), "jetson_stats": jetson.jtop_says()}
+    return described
+
+
+def identity(target: str) -> str | None:
+    """Return the device's NVML name (`GPU-...`), None where torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(torch.device(device_of(target))), "uuid", None)
+    return None if uuid is None else f"GPU-{uuid}"

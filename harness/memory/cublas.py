@@ -1,0 +1,33 @@
+"""What torch keeps for cuBLAS until the process ends: a workspace for every thread that multiplies matrices."""
+
+from __future__ import annotations
+
+import re
+
+from harness.errors import UsageError
+
+CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_SETTING = ":4096:2:16:8"
+"""torch's own default before Hopper, pinned in every run so that architectures do not differ: 8,519,680 B."""
+
+CUBLAS = "cuBLAS workspace"
+"""The name under which ledgers show it."""
+
+
+def cublas_workspace_bytes(setting: str = CUBLAS_SETTING) -> int:
+    """Return the size of one workspace under a CUBLAS_WORKSPACE_CONFIG: `:SIZE:COUNT` pairs, sizes in KiB.
+
+    Raises UsageError for something else.
+    """
+    pairs = re.findall(r":(\d+):(\d+)", setting)
+    if not pairs or "".join(f":{size}:{number}" for size, number in pairs) != setting:
+        raise UsageError(f"{CUBLAS_VARIABLE} is {setting!r} but must be pairs of :KiB:count, like {CUBLAS_SETTING}")
+    return sum(1024 * int(size) * int(number) for size, number in pairs)
+
+
+def multiplies(operator: str) -> bool:
+    """Say whether an operator calls cuBLAS."""
+    return operator.removeprefix("aten::").rstrip("_") in MULTIPLYING
+
+
+MULTIPLYING = frozenset({"addbmm", "addmm", "addmv", "baddbmm", "bmm", "dot", "linear", "matmul", "mm", "mv"})

@@ -1,0 +1,69 @@
+"""What was predicted beside what was measured: for each run the tensor peak, for CUDA's allocator too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.files import write_json
+from harness.results import RunResult
+from reports.cells import Section
+from reports.tables import markdown_table
+from reports.units import count
+
+FILE = "predictions.json"
+"""Where `clmem predict --against DIRECTORY --keep` leaves what it found, for the directory's report."""
+
+Predictions = Mapping[str, int | None]
+"""Predicted bytes by run id, None where a run cannot be predicted."""
+
+
+def save_predictions(directory: Path, predictions: Predictions) -> Path:
+    """Write the predictions of a results directory into it; return the path."""
+    return write_json(directory / FILE, dict(predictions))
+
+
+def load_predictions(directory: Path) -> Predictions:
+    """Read what was predicted for a results directory; empty where nothing was. Raises UsageError for another file."""
+    path = directory / FILE
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(run_id): None if size is None else int(size) for run_id, size in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{path} does not hold predictions ({error}); delete it and predict again") from error
+
+
+def error_of(run: RunResult, predicted_bytes: int | None) -> float | None:
+    """Return predicted / measured - 1 of the tensor peak, None where one of them is not known."""
+    if predicted_bytes is None or run.allocator is None:
+        return None
+    return predicted_bytes / run.allocator.peak_bytes - 1
+
+
+def predictions_table(section: Section, predictions: Predictions) -> str:
+    """Return predicted beside measured tensor peaks in bytes; empty where nothing was predicted."""
+    rows = []
+    for cell in section.cells:
+        run = cell.memory
+        if run is not None and run.allocator is not None and run.run_id in predictions:
+            error = error_of(run, predictions[run.run_id])
+            shown = "" if error is None else f"{100 * error:+.4f}"
+            rows.append([cell.label, count(predictions[run.run_id]), count(run.allocator.peak_bytes), shown])
+    return markdown_table(["method", "predicted bytes", "measured bytes", "error %"], rows) if rows else ""
+
+
+def predictions_sentence(section: Section, predictions: Predictions) -> str:
+    """Say how far predictions are from what was measured, and whose is the farthest."""
+    errors = {
+        cell.label: error
+        for cell in section.cells
+        if cell.memory is not None and (error := error_of(cell.memory, predictions.get(cell.memory.run_id))) is not None
+    }
+    if not errors:
+        return "None of these runs can be predicted."
+    label, worst = max(errors.items(), key=lambda item: abs(item[1]))
+    return f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({label})."

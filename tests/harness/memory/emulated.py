@@ -1,0 +1,111 @@
+"""A CUDA device that is not there: the CPU's log, served as the caching allocator would have served it.
+
+Tensors lie on the CPU. What is emulated is what torch says about them: the profiler's sizes are those of blocks, and
+the allocator's history has every request, in the form of `torch.cuda.memory._snapshot()`. No number that comes out of
+this says anything about a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness import build, worker
+from harness.execution.monitor import Unwatched
+from harness.job import Job
+from harness.memory.caching import cached
+from harness.memory.log import AllocationLog
+from harness.memory.recorder import LogRecorder
+
+TRACE: list[dict[str, Any]] = []
+"""The history of the last recording."""
+ANNOTATED: list[str] = []
+"""The roles that were written into it."""
+
+
+def trace_of(log: AllocationLog) -> list[dict[str, Any]]:
+    """Return the entries of the allocator's history for a log that `cached` made."""
+    entries: list[dict[str, Any]] = [{"action": "segment_alloc", "addr": 1 << 32, "size": 2 << 20, "stream": 0}]
+    for event in log.events:
+        entry = {"addr": event.address, "size": event.requested_bytes, "stream": 0, "frames": []}
+        actions = ["alloc"] if event.size_bytes > 0 else ["free_requested", "free_completed"]
+        entries += [{"action": action, **entry} for action in actions]
+    return [*entries, {"action": "snapshot", "addr": 0, "size": 0, "stream": 0}]
+
+
+class EmulatedRecorder(LogRecorder):
+    """Records the CPU and says what a profiler would say of CUDA: sizes of blocks, and no requests."""
+
+    def __init__(self, device: str = "cpu", with_stacks: bool = False) -> None:
+        super().__init__("cpu", with_stacks)
+
+    def stop(self) -> AllocationLog:
+        log, _ = cached(super().stop())
+        TRACE[:] = trace_of(log)
+        return AllocationLog([replace(event, requested_bytes=None) for event in log.events], log.marks)
+
+
+class EmulatedHistory:
+    """Stands for `harness.memory.cuda.History`."""
+
+    def __init__(self, device: str, snapshot: Path | None = None) -> None:
+        ANNOTATED.clear()
+
+    def start(self) -> None: ...
+
+    def annotate(self, tensor: Tensor, role: str) -> None:
+        ANNOTATED.append(role)
+
+    def stop(self) -> list[dict[str, Any]]:
+        return list(TRACE)
+
+
+class EmulatedPeaks(Unwatched):
+    """Stands for `harness.memory.cuda.DevicePeaks`: peaks by phase, from the log that nobody but it reads."""
+
+    def __init__(self, device: str) -> None:
+        self._recorder = EmulatedRecorder()
+        self._recorder.start()
+        self._spans: list[tuple[int, str, int, int]] = []
+
+    @contextmanager
+    def phase(self, name: str, task: int) -> Iterator[None]:
+        start = self._recorder.mark()
+        yield
+        self._spans.append((task, name, start, self._recorder.mark()))
+
+    @property
+    def by_phase(self) -> list[tuple[int, str, int]]:
+        if not hasattr(self, "_log"):
+            self._log = self._recorder.stop()
+        totals = [0, *(event.total_bytes for event in self._log.events)]
+        peaks: dict[tuple[int, str], int] = {}
+        for task, name, start, end in self._spans:
+            highest = max(totals[self._log.marks[start] : self._log.marks[end] + 1])
+            peaks[task, name] = max(highest, peaks.get((task, name), 0))
+        return [(task, name, peak) for (task, name), peak in peaks.items()]
+
+    def highest(self) -> dict[str, int]:
+        return {"requested_bytes": 1, "active_bytes": 2, "reserved_bytes": 3, "retries": 0}
+
+
+def main() -> None:
+    """Do the job on standard input on the emulated device; print its outcome."""
+    worker.LogRecorder = EmulatedRecorder  # type: ignore[misc]
+    worker.History = EmulatedHistory  # type: ignore[misc,assignment]
+    worker.DevicePeaks = EmulatedPeaks  # type: ignore[misc,assignment]
+    worker.device_of = build.device_of = lambda target: "cpu"  # type: ignore[assignment]
+    worker.check_device = worker.check_others = worker.pin = worker.limit_reserved = lambda *arguments: None  # type: ignore[assignment]
+    worker.describe = lambda target: {"device": "emulated"}
+    outcome = worker.perform(Job.model_validate_json(sys.stdin.read()), lambda progress: None)
+    print(outcome.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

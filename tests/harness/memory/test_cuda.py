@@ -1,0 +1,198 @@
+"""CUDA's ledger without a GPU: the allocator's own counters, its history, and a run on an emulated device."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import LedgerError, UsageError
+from harness.job import Job, Outcome
+from harness.measurement import assemble
+from harness.memory.cublas import CUBLAS, cublas_workspace_bytes
+from harness.memory.cuda import DevicePeaks, History, with_requests
+from harness.memory.ledger import PhaseSpan, Records, join
+from harness.memory.log import AllocationLog, Event
+from harness.spec import RunSpec
+from tests.harness.memory import emulated
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def entry(action: str, address: int, size: int, **more: Any) -> dict[str, Any]:
+    return {"action": action, "addr": address, "size": size, "stream": 0, "frames": [], **more}
+
+
+LOG = AllocationLog(
+    [
+        Event(0, 0x1000, 1024, 1024, "aten::empty"),
+        Event(1, 0x2000, 8_519_680, 8_520_704, "aten::addmm"),
+        Event(2, 0x1000, -1024, 8_519_680, ""),
+    ],
+    {0: 0, 1: 2, 2: 3},
+)
+TRACE = [
+    entry("segment_alloc", 0x1000, 2 << 20),
+    entry("alloc", 0x1000, 1000),
+    entry("annotate", 0x1000, 1000, user_metadata="parameters"),
+    entry("segment_alloc", 0x2000, 20 << 20),
+    entry("alloc", 0x2000, 8_519_680),
+    entry("free_requested", 0x1000, 1000),
+    entry("free_completed", 0x1000, 1000),
+    entry("snapshot", 0, 0),
+]
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_the_history_says_what_was_asked_for(annotated: bool) -> None:
+    trace = [item for item in TRACE if annotated or item["action"] != "annotate"]
+    events = with_requests(LOG, trace, cublas_workspace_bytes()).events
+    assert [event.requested_bytes for event in events] == [1000, 8_519_680, 1000]
+    assert [event.op for event in events] == ["aten::empty", CUBLAS, ""]
+
+
+def test_a_block_of_that_size_from_another_operator_is_not_the_library_s() -> None:
+    other = AllocationLog([Event(0, 0x2000, 8_519_680, 8_519_680, "aten::relu")], {})
+    assert with_requests(other, TRACE[4:5], cublas_workspace_bytes()).events[0].op == "aten::relu"
+
+
+@pytest.mark.parametrize(
+    ("trace", "message"),
+    [
+        (TRACE[:3], "1 entries for 3 events"),
+        ([entry("alloc", 0x9000, 1000), *TRACE[4:6]], "event 0 of the log"),
+        ([entry("alloc", 0x1000, 2000), *TRACE[4:6]], "is not the one"),
+        ([entry("free_requested", 0x1000, 1000), *TRACE[4:6]], "free_requested of 1,000 B"),
+    ],
+)
+def test_a_history_that_disagrees_with_the_log_is_refused(trace: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(LedgerError, match=message):
+        with_requests(LOG, trace, cublas_workspace_bytes())
+
+
+def test_rounding_is_a_line_of_its_own_and_the_library_s_workspace_is_no_state() -> None:
+    records = Records(phases=[PhaseSpan(0, "step", 0, 1)], end=2)
+    ledger = join(with_requests(LOG, TRACE, cublas_workspace_bytes()), records)
+    held = {role: size for role, size in ledger.footprint.at_peak.items() if size}
+    assert held == {"workspace": 8_520_680, "rounding": 24}
+    assert sum(held.values()) == ledger.footprint.peak_bytes == 8_520_704
+    assert ledger.footprint.workspace_at_peak == {CUBLAS: 8_519_680, "aten::empty": 1000}
+    assert ledger.undeclared == [], "it lives on, but it is not the method's"
+
+
+@pytest.mark.parametrize(
+    ("setting", "size"), [(":4096:2:16:8", 8_519_680), (":16:8", 131_072), (":4096:8", 33_554_432)]
+)
+def test_a_workspace_is_as_large_as_its_setting_says(setting: str, size: int) -> None:
+    assert cublas_workspace_bytes(setting) == size
+
+
+@pytest.mark.parametrize("setting", ["", "4096", ":4096", ":4096:2,"])
+def test_a_wrong_workspace_setting_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="must be pairs"):
+        cublas_workspace_bytes(setting)
+
+
+def test_peaks_are_read_phase_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    peaks = iter([500, 900, 700])
+    now = {"peak": 0}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *arguments: calls.append(name)
+
+    def stats(device: torch.device) -> dict[str, int]:
+        counters = ("allocated_bytes", "requested_bytes", "active_bytes", "reserved_bytes")
+        return {**{f"{name}.all.peak": now["peak"] for name in counters}, "num_alloc_retries": 1}
+
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, note(name))
+    monkeypatch.setattr(torch.cuda, "memory_stats", stats)
+    watched = DevicePeaks("cuda:0")
+    gc.unfreeze()  # what it froze: this process goes on
+    for name in ("first_step", "step", "step"):
+        with watched.phase(name, 1):
+            now["peak"] = next(peaks)
+    assert watched.by_phase == [(1, "first_step", 500), (1, "step", 900)]
+    assert watched.highest() == {
+        "allocated_bytes": 900,
+        "requested_bytes": 900,
+        "active_bytes": 900,
+        "reserved_bytes": 900,
+        "retries": 1,
+    }
+    assert calls[:2] == ["synchronize", "empty_cache"]
+    assert calls[2:5] == ["synchronize", "reset_peak_memory_stats", "synchronize"]
+
+
+def test_a_snapshot_is_kept_for_the_viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+    found = {"segments": [], "device_traces": [TRACE, []]}
+    memory = SimpleNamespace(
+        _record_memory_history=lambda enabled, **options: asked.append((enabled, options)),
+        _snapshot=lambda: found,
+        _annotate_tensor=lambda tensor, role: asked.append((role, {})),
+    )
+    monkeypatch.setattr(torch.cuda, "memory", memory)
+    history = History("cuda:0", tmp_path / "snapshot.pickle")
+    history.start()
+    history.annotate(torch.empty(1), "replay")
+    assert history.stop() == TRACE
+    assert asked == [("all", {"context": "alloc", "stacks": "python"}), ("replay", {}), (None, {})]
+    assert pickle.loads((tmp_path / "snapshot.pickle").read_bytes()) == found
+
+
+def test_without_a_snapshot_no_lines_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    memory = SimpleNamespace(
+        _record_memory_history=lambda enabled, **options: asked.append(options.get("context")),
+        _snapshot=lambda: {"device_traces": [[], TRACE]},
+    )
+    monkeypatch.setattr(torch.cuda, "memory", memory)
+    history = History("cuda:1")
+    history.start()
+    history.annotate(torch.empty(1), "replay")
+    assert history.stop() == TRACE
+    assert asked == [None, None]
+
+
+def emulate(spec: RunSpec, what: str) -> Outcome:
+    """Do one pass on the emulated device, in a process of its own, as the recorder needs it."""
+    job = Job(spec=spec, what=what).model_dump_json()  # type: ignore[arg-type]
+    done = subprocess.run(
+        [sys.executable, emulated.__file__],
+        input=job,
+        capture_output=True,
+        text=True,
+        check=False,
+        # one thread: spinning threads are slow on a busy machine
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return Outcome.model_validate_json(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_run_on_an_emulated_device_adds_up_to_the_byte() -> None:
+    spec = RunSpec(
+        method="derpp", stream="synthetic-cifar10", target="cuda", width=4, batch_size=8, buffer_size=8, replay_size=8
+    )
+    outcomes: dict[Any, Outcome] = {what: emulate(spec, what) for what in ("truth", "attribution")}
+    assert [outcome.reason for outcome in outcomes.values()] == [None, None]
+    outcomes["process"] = Outcome(data_digest=outcomes["truth"].data_digest)
+    result = assemble(spec, outcomes, 1.0)
+    assert (result.status, result.checks, result.observer_delta_bytes) == ("ok", [], 0)
+    assert result.allocator is not None
+    assert result.footprint is not None
+    assert (result.allocator.kind, result.allocator.reserved_bytes) == ("cuda", 3)
+    assert sum(result.footprint.at_peak.values()) == result.allocator.peak_bytes
+    assert result.footprint.at_peak["rounding"] > 0
