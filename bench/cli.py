@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.commands.claims import claims
+from bench.commands.fit import fit
 from bench.commands.listing import list_
 from bench.commands.measure import measure
 from bench.commands.predict import predict
@@ -34,7 +35,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, predict, report, claims, pretrain):
+for command in (run, measure, predict, fit, report, claims, pretrain):
     app.command()(command)
 app.command(name="list")(list_)
 

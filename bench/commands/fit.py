@@ -1,0 +1,88 @@
+"""`clmem fit`: the largest batch, or image, that a method learns with inside a budget."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from bench.options import (
+    AsJson,
+    BudgetName,
+    BufferSize,
+    DataRoot,
+    Execution,
+    Network,
+    Settings,
+    Target,
+    Weights,
+    Width,
+    is_sound,
+    make_sources,
+    memory_spec,
+)
+from harness.errors import UsageError
+from harness.results import RunResult
+
+
+def fit(
+    method: Annotated[str, typer.Argument(help="Method; see `clmem list methods`.")],
+    budget: BudgetName = None,
+    vary: Annotated[Literal["batch", "side"], typer.Option(help="What is made as large as it can be.")] = "batch",
+    stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
+    network: Network = "resnet18",
+    width: Width = 64,
+    weights: Weights = None,
+    target: Target = "jetson",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch, where the side of images varies.")] = 32,
+    buffer_size: BufferSize = 15,
+    replay_size: Annotated[
+        int | None, typer.Option(help="Samples replayed per step (default: all that the buffer holds).")
+    ] = None,
+    execution: Execution = "plain",
+    settings: Settings = None,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Also measure the answer on the target, limited to the budget.")
+    ] = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find by prediction the largest batch that fits into a board, or into so many bytes."""
+    spec = memory_spec(
+        method=method,
+        stream=stream,
+        network=network,
+        width=width,
+        weights=weights,
+        target=target,
+        budget=budget,
+        batch_size=batch_size,
+        buffer_size=buffer_size,
+        replay_size=buffer_size if replay_size is None else replay_size,
+        execution=execution,
+        settings=settings,
+    )
+    sources = make_sources(data_root, weights)
+    if confirm:
+        from harness.devices import check_device
+
+        check_device(spec.target)
+    from harness.fit import fit as find
+    from harness.fit import sized
+    from harness.suite import run_specs
+    from reports.fits import fit_json, fit_table
+
+    console = Console(stderr=True)
+    with console.status("predicting") as status:
+        found = find(spec, vary, sources, lambda point: status.update(f"predicted {vary} {point.size}"))
+        confirmed: list[RunResult] = []
+        if confirm and found.largest is not None:
+            status.update(f"measuring {vary} {found.largest.size}")
+            run_specs([sized(spec, vary, found.largest.size)], confirmed.append, jobs=1, sources=sources)
+    measured = confirmed[0] if confirmed else None
+    print(json.dumps(fit_json(found, measured), indent=1) if as_json else fit_table(found, measured))
+    if found.largest is None:
+        raise UsageError(f"{method} does not fit into {budget} at all; see the table, and `--execution lean`")
+    raise typer.Exit(0 if measured is None or is_sound(measured) else 1)

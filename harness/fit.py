@@ -1,0 +1,164 @@
+"""The largest batch, or the largest image, that a method learns with inside a budget: by prediction.
+
+Memory grows all but linearly with the batch and with the area of the images, so a straight line through two predictions
+says where to look next; every answer is a prediction that fits beside the next one that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.budgets import Budget, budget
+from harness.checks import check_spec
+from harness.errors import ClmemError, UsageError
+from harness.job import Job
+from harness.memory.caching import OutOfReservedError
+from harness.prediction import predict
+from harness.processes import Workers
+from harness.spec import NOWHERE, RunSpec, Sources
+from harness.targets import allocator_of
+from harness.techniques import PLAIN
+
+Axis = Literal["batch", "side"]
+
+LARGEST = {"batch": 4096, "side": 1024}
+FIRST = {"batch": (16, 32), "side": (32, 64)}
+"""The sizes through whose predictions a straight line is laid."""
+TIMEOUT_S = 300
+SIDE_STEP = 8
+"""Images grow by as many pixels: the network halves them three times."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One prediction. needed_bytes: what is held against the limit (the tensor peak and the process on the CPU, the
+    reserved segments on CUDA), None where CUDA's allocator ran out. peak_bytes: the tensor peak, None likewise.
+    """
+
+    size: int
+    peak_bytes: int | None
+    needed_bytes: int | None
+
+    def fits(self, limit_bytes: int) -> bool:
+        """Say whether it stays within a limit."""
+        return self.needed_bytes is not None and self.needed_bytes <= limit_bytes
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits. largest: None when not even the smallest does. points: every prediction made, by size.
+
+    own_bytes: what a process takes on the CPU beside its tensors, measured; on a board it is one of the budget's
+    deductions. capped: whether the search ended at its own bound and not at the budget's.
+    """
+
+    spec: RunSpec
+    axis: Axis
+    budget: Budget
+    limit_bytes: int
+    own_bytes: int
+    largest: Point | None
+    points: list[Point]
+    capped: bool
+
+
+def fit(
+    spec: RunSpec, axis: Axis, sources: Sources = NOWHERE, on_point: Callable[[Point], None] = lambda _: None
+) -> Fit:
+    """Return the largest batch or image side of a run that stays within its budget, all else as the spec says.
+
+    A replay method replays as many samples as the spec says, at any batch. Raises UsageError for a spec without a
+    budget or without the images to vary, and for what cannot be predicted.
+    """
+    if spec.budget is None:
+        raise UsageError("fit needs a budget to stay within; give --budget (see `clmem list budgets`)")
+    if axis == "side" and not spec.stream.startswith("synthetic-"):
+        raise UsageError(f"{spec.stream!r} has images of one size; give a synthetic stream to vary their side")
+    allowed = budget(spec.budget)
+    on_cpu = allocator_of(spec.target) == "cpu"
+    limit = allowed.limit_bytes(spec.target)
+    own = own_process_bytes(spec, sources) if on_cpu else 0
+    step = 1 if axis == "batch" else SIDE_STEP
+    tried: dict[int, Point] = {}
+
+    def at(number: int) -> Point:
+        size = number * step
+        if number not in tried:
+            wanted = sized(spec, axis, size)
+            check_spec(wanted, sources, here=False)
+            tried[number] = _point(wanted, size, sources, None if on_cpu else limit, own)
+            on_point(tried[number])
+        return tried[number]
+
+    most = LARGEST[axis] // step
+    small, large = (size // step for size in FIRST[axis])
+    guess = _crossing(at(small), at(large), limit, area=axis == "side") // step
+    good = _search(lambda number: at(number).fits(limit), min(max(guess, 1), most), most)
+    return Fit(
+        spec=spec,
+        axis=axis,
+        budget=allowed,
+        limit_bytes=limit,
+        own_bytes=own,
+        largest=tried[good] if good else None,
+        points=[tried[number] for number in sorted(tried)],
+        capped=good == most,
+    )
+
+
+def own_process_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int:
+    """Return what a process of this method takes beside its tensors: libraries and interpreter, measured by running it
+    on the narrowest network. Raises ClmemError where that run fails.
+    """
+    narrow = spec.model_copy(update={"width": 1, "budget": None, "execution": PLAIN, "weights": None})
+    tensors = predict(narrow, sources).footprint
+    outcome = Workers(threads=1).run(Job(spec=narrow, what="process", sources=sources), TIMEOUT_S, lambda fields: None)
+    if tensors is None or outcome.status != "ok" or outcome.process_peak_bytes is None:
+        raise ClmemError(f"the size of a process could not be measured: {outcome.status}: {outcome.reason}")
+    return outcome.process_peak_bytes - tensors.peak_bytes
+
+
+def _crossing(small: Point, large: Point, limit: int, *, area: bool) -> int:
+    """Return the size at which the straight line through two predictions crosses the limit, 0 where there is none."""
+    if small.needed_bytes is None or large.needed_bytes is None or large.needed_bytes <= small.needed_bytes:
+        return 0
+    power = 2 if area else 1
+    slope = (large.needed_bytes - small.needed_bytes) / (large.size**power - small.size**power)
+    reach = large.size**power + (limit - large.needed_bytes) / slope
+    return int(max(reach, 0) ** (1 / power))
+
+
+def _search(fits: Callable[[int], bool], guess: int, most: int) -> int:
+    """Return the largest number from 1 to `most` that fits, 0 for none: strides that double, then halving."""
+    good, bad, probe, stride = 0, most + 1, guess, 1
+    while bad - good > 1:
+        if fits(probe):
+            good = probe
+        else:
+            bad = probe
+        if bad > most:
+            probe = good + stride
+        elif good == 0:
+            probe = bad - stride
+        else:
+            probe = (good + bad) // 2
+        probe, stride = min(max(probe, good + 1), bad - 1), 2 * stride
+    return good
+
+
+def _point(spec: RunSpec, size: int, sources: Sources, limit: int | None, own: int) -> Point:
+    try:
+        footprint = predict(spec, sources, limit).footprint
+    except OutOfReservedError:
+        return Point(size, None, None)
+    assert footprint is not None
+    held = footprint.peak_bytes if footprint.reserved_bytes is None else footprint.reserved_bytes
+    return Point(size, footprint.peak_bytes, held + own)
+
+
+def sized(spec: RunSpec, axis: Axis, size: int) -> RunSpec:
+    """Return the spec with that batch or that side of images."""
+    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px"}
+    return spec.model_copy(update=changed)
