@@ -17,13 +17,16 @@ from harness.job import Job
 from harness.memory.caching import OutOfReservedError
 from harness.prediction import predict
 from harness.processes import Workers
+from harness.registry import method_class
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.targets import allocator_of
-from harness.techniques import PLAIN
+from harness.techniques import PLAIN, techniques
 
 Axis = Literal["batch", "side"]
 
 LARGEST = {"batch": 4096, "side": 1024}
+LARGEST_IN_SLICES = 128
+"""Batches that are carried out a few images at a time are predicted so too, and that takes longer with each."""
 FIRST = {"batch": (16, 32), "side": (32, 64)}
 """The sizes through whose predictions a straight line is laid."""
 TIMEOUT_S = 300
@@ -93,9 +96,13 @@ def fit(
         return tried[number]
 
     most = LARGEST[axis] // step
+    chosen = techniques(spec.execution, method_class(spec.method).lean)
+    if axis == "batch" and (chosen.trunk_chunk or chosen.conv_slice or chosen.micro_batch):
+        most = LARGEST_IN_SLICES
     small, large = (size // step for size in FIRST[axis])
+    known = max((number for number in (small, large) if at(number).fits(limit)), default=0)
     guess = _crossing(at(small), at(large), limit, area=axis == "side") // step
-    good = _search(lambda number: at(number).fits(limit), min(max(guess, 1), most), most)
+    good = _search(lambda number: at(number).fits(limit), guess, known, most)
     return Fit(
         spec=spec,
         axis=axis,
@@ -121,18 +128,25 @@ def own_process_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int:
 
 
 def _crossing(small: Point, large: Point, limit: int, *, area: bool) -> int:
-    """Return the size at which the straight line through two predictions crosses the limit, 0 where there is none."""
-    if small.needed_bytes is None or large.needed_bytes is None or large.needed_bytes <= small.needed_bytes:
-        return 0
+    """Return the size at which the straight line through two predictions crosses the limit; where they lie level or are
+    too large to be known, one far above or below.
+    """
+    if small.needed_bytes is None or large.needed_bytes is None:
+        return small.size // 2
+    if large.needed_bytes <= small.needed_bytes:
+        return 8 * large.size
     power = 2 if area else 1
     slope = (large.needed_bytes - small.needed_bytes) / (large.size**power - small.size**power)
     reach = large.size**power + (limit - large.needed_bytes) / slope
     return int(max(reach, 0) ** (1 / power))
 
 
-def _search(fits: Callable[[int], bool], guess: int, most: int) -> int:
-    """Return the largest number from 1 to `most` that fits, 0 for none: strides that double, then halving."""
-    good, bad, probe, stride = 0, most + 1, guess, 1
+def _search(fits: Callable[[int], bool], guess: int, known: int, most: int) -> int:
+    """Return the largest number up to `most` that fits: from a guess in strides that double, then by halving.
+
+    known: one that fits, 0 where none does and where none may.
+    """
+    good, bad, probe, stride = known, most + 1, min(max(guess, known + 1), most), 1
     while bad - good > 1:
         if fits(probe):
             good = probe
@@ -140,7 +154,7 @@ def _search(fits: Callable[[int], bool], guess: int, most: int) -> int:
             bad = probe
         if bad > most:
             probe = good + stride
-        elif good == 0:
+        elif good == known:
             probe = bad - stride
         else:
             probe = (good + bad) // 2

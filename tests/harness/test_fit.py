@@ -26,15 +26,15 @@ def spec(**changes: Any) -> RunSpec:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 400), st.integers(1, 400))
-def test_the_search_finds_the_last_that_fits_from_any_guess(last: int, guess: int) -> None:
+@given(st.integers(0, 400), st.integers(-5, 900), st.integers(0, 400))
+def test_the_search_finds_the_last_that_fits_from_any_guess(last: int, guess: int, known: int) -> None:
     tried: list[int] = []
 
     def fits(number: int) -> bool:
         tried.append(number)
         return number <= last
 
-    assert fitting._search(fits, guess, 400) == last
+    assert fitting._search(fits, guess, min(known, last), 400) == last
     assert len(set(tried)) == len(tried) <= 20
 
 
