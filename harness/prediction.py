@@ -10,7 +10,7 @@ from harness.build import build
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
 from harness.memory.caching import cached
-from harness.memory.ledger import join
+from harness.memory.ledger import join, undeclared_sentence
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
 from harness.registry import method_class, method_config
@@ -62,11 +62,7 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
         log, reserved = cached(log, limit_bytes)
     ledger = join(log, observer.records)
     if ledger.undeclared:
-        size = sum(item.block.size_bytes for item in ledger.undeclared)
-        raise ClmemError(
-            f"method {spec.method!r} would keep {size:,} B across steps without declaring them in memory_roles(); "
-            "`clmem measure` names the line"
-        )
+        raise ClmemError(f"predicted: {undeclared_sentence(spec.method, ledger.undeclared)}")
     target = f"{PREDICTED}{spec.target}"
     return RunResult(
         run_id=f"{spec.run_id}--{target}",

@@ -25,7 +25,7 @@ from harness.execution.monitor import Monitor, Unwatched
 from harness.job import Job, Outcome
 from harness.memory.cublas import cublas_workspace_bytes
 from harness.memory.cuda import DevicePeaks, History, with_requests
-from harness.memory.ledger import Undeclared, join, phase_peaks
+from harness.memory.ledger import join, phase_peaks, undeclared_sentence
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
 from harness.memory.recorder import LogRecorder
@@ -152,7 +152,7 @@ def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report)
         log = with_requests(log, trace, cublas_workspace_bytes())
     ledger = join(log, observer.records)
     if ledger.undeclared:
-        raise UndeclaredStateError(_undeclared_sentence(job.spec.method, ledger.undeclared))
+        raise UndeclaredStateError(undeclared_sentence(job.spec.method, ledger.undeclared))
     outcome.footprint = ledger.footprint
 
 
@@ -188,15 +188,3 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     outcome.fingerprint = run.stream.fingerprint
     if full and run.stream.has_data:
         outcome.accuracy = accuracy
-
-
-def _undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:
-    total = sum(item.block.size_bytes for item in undeclared)
-    largest = undeclared[0]
-    event = largest.block.event
-    where = f"at {event.site}" if event.site else f"by {event.op}"
-    return (
-        f"method {method!r} keeps {total:,} B in {len(undeclared)} block(s) across steps without declaring them; the "
-        f"largest ({largest.block.size_bytes:,} B, found at the start of {largest.phase} of task {largest.task}) was "
-        f"allocated {where}: declare it in memory_roles(), or drop it"
-    )

@@ -156,6 +156,19 @@ def join(log: AllocationLog, records: Records) -> Ledger:
     return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
 
 
+def undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:
+    """Say what a method keeps without declaring it: how much, where the largest was found and what allocated it."""
+    total = sum(item.block.size_bytes for item in undeclared)
+    largest = undeclared[0]
+    event = largest.block.event
+    where = f"at {event.site}" if event.site else f"by {event.op}"
+    return (
+        f"method {method!r} keeps {total:,} B in {len(undeclared)} block(s) across steps without declaring them; the "
+        f"largest ({largest.block.size_bytes:,} B, found at the start of {largest.phase} of task {largest.task}) was "
+        f"allocated {where}: declare it in memory_roles(), or drop it"
+    )
+
+
 def _totals(log: AllocationLog) -> Roles:
     return np.array([0, *(event.total_bytes for event in log.events)], dtype=np.int64)
 

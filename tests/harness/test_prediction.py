@@ -45,7 +45,7 @@ def test_predicted_and_measured_footprints_agree_role_by_role_in_every_phase() -
 
 
 def test_lean_peaks_are_predicted_to_a_thousandth() -> None:
-    (run,) = measured(spec("sparcl-er", "lean", width=4, measure="peak"))
+    (run,) = measured(spec("sparcl-er", "lean", width=4, batch_size=8, measure="peak"))
     assert run.allocator is not None
     assert predicted_peak_bytes(run.spec) == pytest.approx(run.allocator.peak_bytes, rel=1e-3)
 
