@@ -1,4 +1,4 @@
-"""Whether a target's device is there, and what it is. On the CPU nothing is asked."""
+"""Whether a target's device is there and free, what it is, and how much of it a run may take."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class DeviceProcess(Unwatched):
 
 def _why(said: list[warnings.WarningMessage]) -> str:
     """Return torch's own reason in one clause: a driver too old, no driver, a failure."""
-    for warning in said:
-        text = " ".join(str(warning.message).split())
+    if said:
+        text = " ".join(str(said[0].message).split())
         return text.partition(" (Triggered")[0].partition(". ")[0].rstrip(".")
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]

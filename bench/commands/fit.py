@@ -23,7 +23,7 @@ from bench.options import (
     make_sources,
     memory_spec,
 )
-from harness.errors import UsageError
+from harness.errors import ClmemError
 from harness.results import RunResult
 
 
@@ -84,5 +84,5 @@ def fit(
     measured = confirmed[0] if confirmed else None
     print(json.dumps(fit_json(found, measured), indent=1) if as_json else fit_table(found, measured))
     if found.largest is None:
-        raise UsageError(f"{method} does not fit into {budget} at all; see the table, and `--execution lean`")
+        raise ClmemError(f"{method} does not fit into {budget} at all; try `--execution lean`, or a narrower network")
     raise typer.Exit(0 if measured is None or is_sound(measured) else 1)

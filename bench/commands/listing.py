@@ -47,7 +47,7 @@ def _list_methods() -> dict[str, str]:
 def _list_streams() -> dict[str, str]:
     from harness.streams import STREAMS
 
-    return dict(STREAMS)
+    return {**STREAMS, "synthetic-<side>px": "noise, 3 x side x side, 5 tasks of 2 classes: memory only, no accuracy"}
 
 
 def _list_budgets() -> dict[str, str]:
