@@ -7,6 +7,8 @@ gradients as they are accumulated, tensors as autograd saves and releases them, 
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,24 @@ class Recorder(Protocol):
         ...
 
 
+def collect() -> None:
+    """Collect cyclic garbage, for certain: `gc.collect` does nothing while another thread is in the middle of it."""
+    me, done = threading.get_ident(), False
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        nonlocal done
+        done = done or (phase == "stop" and threading.get_ident() == me)
+
+    gc.callbacks.append(note)
+    try:
+        while not done:
+            gc.collect()
+            if not done:
+                time.sleep(0.001)
+    finally:
+        gc.callbacks.remove(note)
+
+
 class PhaseMarker:
     """Marks where phases begin and end, and collects garbage between them so that passes do not differ by chance."""
 
@@ -44,7 +64,7 @@ class PhaseMarker:
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:
         """Bracket one phase of one task. Cyclic garbage is collected before it, never inside it."""
-        gc.collect()
+        collect()
         gc.disable()
         start = self.recorder.mark()
         self._phase_begins()
@@ -56,7 +76,7 @@ class PhaseMarker:
 
     def finish(self) -> None:
         """Look once more at what the last phase left behind."""
-        gc.collect()
+        collect()
         self.records.end = self.recorder.mark()
         self._phase_begins()
 
