@@ -161,7 +161,8 @@ def process_table(section: Section) -> str:
                 above = process.peak_bytes - process.baseline_bytes
                 numbers = [mib(process.baseline_bytes), mib(process.peak_bytes), mib(above)]
                 numbers.append(mib(process.device_peak_bytes))
-                numbers.append(mib(process.unified and process.unified.peak_bytes - process.unified.before_bytes))
+                board = process.unified
+                numbers.append(mib(board.peak_bytes - board.before_bytes if board is not None else None))
                 peak = f"{process.malloc}, peak includes imports" if process.peak_includes_imports else process.malloc
                 rows.append([cell.label, what, peak, *numbers])
     headers = ["method", "run", "malloc", "baseline MiB", "peak MiB", "above baseline MiB"]
