@@ -1,7 +1,8 @@
 """A stream of tasks: which samples, in which order, cropped how. Nothing here depends on who consumes it.
 
 Every draw has its own generator, keyed by (seed, purpose, task, epoch, step): asking for one batch neither needs nor
-moves any other. A task's order is drawn anew for each epoch; the last, partial batch of an epoch is kept.
+moves any other. A task's order is drawn anew for each epoch, and every training batch is full: what an epoch's order
+leaves over at its end is not trained on in that epoch (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness.streams.samples import DataSet, Split
 from methods.base import Batch, Task
 
 PROTOCOL = 2
-"""Bump when the batches of an unchanged data set change, or the way they are digested."""
+"""Bump when a batch of an unchanged data set changes, or the way batches are digested."""
 
 _SHUFFLE, _AUGMENT, _VALIDATION = 0, 1, 2
 VALIDATION_SHARE = 10
@@ -116,7 +117,7 @@ class TaskStream:
         """Return training task `t`; its `batch(epoch, step)` is pure and leaves the fingerprint alone."""
         members = self._members_of(t)
         classes = range(self.num_classes) if self.joint else self.tasks[t]
-        steps = -(-len(members) // self.batch_size)
+        steps = len(members) // self.batch_size
         if self._cap is not None:
             steps = min(steps, self._cap)
         return Task(t, classes, self.epochs, steps, len(members), partial(self._batch, t))
