@@ -19,7 +19,7 @@ from tests.harness import rogue
 
 
 def spec(method: str, **fields: object) -> RunSpec:
-    return RunSpec(method=method, stream="split-fashion-mini", width=1, batch_size=4, **fields)
+    return RunSpec(method=method, stream="split-fashion-mini", width=1, batch_size=50, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,12 @@ def test_the_honest_run_beside_them_is_whole(results: dict[str, RunResult]) -> N
     assert len(result.accuracy.task_il) == 5
     assert result.process is not None
     assert result.process.peak_bytes > result.process.baseline_bytes > 0
+
+
+def test_what_torch_loads_for_itself_lies_in_the_baseline_of_a_process(results: dict[str, RunResult]) -> None:
+    process = results["er"].process
+    assert process is not None
+    assert process.peak_bytes - process.baseline_bytes < 100 * 2**20
 
 
 def test_a_pass_that_takes_too_long_is_recorded_as_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_the_table_shows_what_is_deducted_and_every_prediction() -> None:
     board = fitting.budget("jetson-orin-nano-8gb")
     found = Fit(spec(budget=board.name), "batch", board, board.tensors_bytes, 0, points[1], points, capped=False)
     text = fit_table(found, None)
-    assert "less system 800.0, context 500.0, process 527.0" in " ".join(text.split())
+    assert "less system 800.0, context 500.0, process 678.0" in " ".join(text.split())
     assert "Predicted: batch 33 is the largest that fits." in text
     assert max(map(len, text.splitlines())) <= 80
     shown = json.loads(json.dumps(fit_json(found, None)))
