@@ -40,7 +40,7 @@ class DERpp(Method):
     uses_buffer = True
     checkpointed = ("buffer",)
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        **searched(lr=0.03, alpha=0.3),
+        **searched(lr=0.1, alpha=0.1),
         "split-tinyimagenet": {"beta": 1.0},
         "synthetic-tinyimagenet": {"beta": 1.0},
     }

@@ -60,7 +60,7 @@ class EWC(Method):
     name = "ewc"
     checkpointed = ("fisher", "anchor")
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        **searched(lr=0.01, strength=3.0, weighted=True),
+        **searched(lr=0.03, strength=3.0, weighted=True),
         "split-tinyimagenet": {"strength": 25.0},
         "synthetic-tinyimagenet": {"strength": 25.0},
     }

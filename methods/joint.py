@@ -24,7 +24,7 @@ class Joint(Method):
 
     name = "joint"
     joint = True
-    tuned = searched(lr=0.1)
+    tuned = searched(lr=0.06)
     lean = WHOLE
 
     class Config(Method.Config):

@@ -54,7 +54,7 @@ class LightCLSparse(LightCL):
             "evaluation_graph": True,
         }
     }
-    tuned = searched(lr=0.03, beta=2e-4)
+    tuned = searched(lr=0.01, beta=2e-4)
 
     class Config(LightCL.Config):
         """Hyper-parameters; defaults of the released code unless noted."""

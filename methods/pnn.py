@@ -48,7 +48,7 @@ class PNN(Method):
     name = "pnn"
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
-    tuned = searched(lr=0.06)
+    tuned = searched(lr=0.1)
     lean: ClassVar[Mapping[str, object]] = {key: value for key, value in WHOLE.items() if key != "checkpoint"}
     refuses: ClassVar[Mapping[str, str]] = {"checkpoint": "a column runs stage by stage beside the older ones"}
 

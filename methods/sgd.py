@@ -22,7 +22,7 @@ class SGD(Method):
     """Learn every batch as it comes."""
 
     name = "sgd"
-    tuned = searched(lr=0.01)
+    tuned = searched(lr=0.03)
     lean = WHOLE
 
     class Config(Method.Config):

@@ -22,7 +22,7 @@ class TailER(ER):
     """Learn the batch together with replayed samples, with the tail of the network."""
 
     name = "tail-er"
-    tuned = searched(lr=0.03)
+    tuned = searched(lr=0.06)
     lean = TAIL
 
     class Config(ER.Config, TailConfig):
