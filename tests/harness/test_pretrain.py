@@ -62,7 +62,7 @@ def test_the_file_says_what_it_was_trained_on(tmp_path: Path) -> None:
         about = file.metadata()
     assert about["trained_on"] == "split-fashion-mini"
     assert about["network"] == "resnet18 of width 1"
-    assert about["steps"] == "10 of batch 50, lr 0.1, seed 0"
+    assert about["steps"] == "10 of batch 50, lr 0.06, seed 0"
     assert 0 < float(about["test_accuracy"]) <= 1
 
 
