@@ -27,7 +27,8 @@ step "$python" -m bench.cli report "$out/table1-memory"
 step "$python" -m bench.cli measure lightcl-sparse --set trunk=frozen --execution lean --target cuda --out "$out/lean"
 step "$python" -m bench.cli measure derpp --execution lean --target cuda --out "$out/lean"
 step "$python" -m bench.cli measure derpp --target cuda --width 16 --snapshot "$out/derpp.pickle"
-step "$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm
+# predictions leave cuDNN's workspace out, so what they say fits may not: shown, not judged
+"$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== the largest batch predicted did not fit"
 tar -czf "$out/results.tar.gz" -C "$out" $(cd "$out" && ls -d table1-memory lean 2>/dev/null)
 echo "== $(date +%T) done, failed=$failed"
 exit "$failed"

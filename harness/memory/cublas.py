@@ -10,6 +10,17 @@ CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 CUBLAS_SETTING = ":4096:2:16:8"
 """torch's own default before Hopper, pinned in every run so that architectures do not differ: 8,519,680 B."""
 
+PINNED_CUBLAS = {
+    CUBLAS_VARIABLE: CUBLAS_SETTING,
+    "TORCH_CUBLAS_WORKSPACE_CACHE": "1",
+    "TORCH_CUBLASLT_UNIFIED_WORKSPACE": "1",
+}
+"""One workspace a thread, kept until the process ends and shared with cuBLASLt, whatever a release's default is: from
+2.9 on torch kept one for each library, and later releases give theirs back after every product."""
+
+UNPINNED_CUBLAS = ("CUBLASLT_WORKSPACE_SIZE",)
+"""What a worker must not inherit: it would size what the pinned setting sizes."""
+
 CUBLAS = "cuBLAS workspace"
 """The name under which ledgers show it."""
 

@@ -23,6 +23,7 @@ from harness.execution.monitor import Unwatched
 from harness.files import write_bytes
 from harness.memory.cublas import CUBLAS, multiplies
 from harness.memory.log import AllocationLog, Event
+from harness.memory.observer import collect
 
 COUNTERS = ("allocated_bytes", "requested_bytes", "active_bytes", "reserved_bytes")
 """What the allocator counts: blocks given out, what was asked for, blocks that a stream may still use, segments."""
@@ -37,7 +38,7 @@ class DevicePeaks(Unwatched):
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._peaks: dict[tuple[int, str], dict[str, int]] = {}
-        gc.collect()
+        collect()
         gc.freeze()  # what the imports made is never garbage: later collections need not look at it
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
@@ -45,7 +46,7 @@ class DevicePeaks(Unwatched):
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:
         """Bracket one phase of one task. Cyclic garbage is collected before it, never inside it."""
-        gc.collect()
+        collect()
         gc.disable()
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
