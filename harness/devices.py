@@ -46,8 +46,8 @@ def check_device(target: str) -> None:
         raise UsageError(f"there is no device {device}: this machine has {known}")
     if target == "jetson" and not jetson.is_jetson():
         raise UsageError(
-            "target 'jetson' counts memory that GPU and processor share, and this machine is no Jetson board; use "
-            "--target cuda"
+            "target 'jetson' counts memory that GPU and processor share, and this machine does not say that it is a "
+            "Jetson board (in a container, mount its /etc/nv_tegra_release); else use --target cuda"
         )
 
 
@@ -132,8 +132,11 @@ def limit_process(spec: RunSpec) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def describe(target: str) -> dict[str, Any]:
-    """Return what a result says of its device beside the machine's own description; nothing for the CPU."""
+def describe(target: str, *, with_services: bool) -> dict[str, Any]:
+    """Return what a result says of its device beside the machine's own description; nothing for the CPU.
+
+    with_services: also ask jetson-stats, whose client takes memory in this process.
+    """
     if allocator_of(target) == "cpu":
         return {}
     device = torch.device(device_of(target))
@@ -148,11 +151,16 @@ def describe(target: str) -> dict[str, Any]:
         "driver": nvml.driver_version(),
     }
     if target == "jetson":
-        described |= {"board": jetson.model(), "jetpack": jetson.release(), "jetson_stats": jetson.jtop_says()}
+        described |= {"board": jetson.model(), "jetpack": jetson.release()}
+        if with_services:
+            described["jetson_stats"] = jetson.jtop_says()
     return described
 
 
 def identity(target: str) -> str | None:
-    """Return the device's NVML name (`GPU-...`), None where torch does not know it."""
-    uuid = getattr(torch.cuda.get_device_properties(torch.device(device_of(target))), "uuid", None)
-    return None if uuid is None else f"GPU-{uuid}"
+    """Return the device's NVML name (`GPU-...`), None where neither torch nor NVML knows it."""
+    device = torch.device(device_of(target))
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if uuid is None:  # torch before 2.5
+        return nvml.uuid(torch.cuda._get_nvml_device_index(device))
+    return f"GPU-{uuid}"

@@ -33,7 +33,8 @@ class Job(BaseModel):
 class Outcome(BaseModel):
     """What a worker found.
 
-    counters: CUDA's own peaks beside `peaks`. undeclared: whether a re-run with stacks can name the line. killed:
+    counters: CUDA's own peaks beside `peaks`. unfit: the device is not there or not free, so no run of this target can
+    go. undeclared: whether a re-run with stacks can name the line. killed:
     whether the process got SIGKILL from elsewhere.
     """
 
@@ -42,6 +43,7 @@ class Outcome(BaseModel):
     status: Status = "ok"
     reason: str | None = None
     usage_error: bool = False
+    unfit: bool = False
     undeclared: bool = False
     killed: bool = False
     footprint: Footprint | None = None

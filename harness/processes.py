@@ -21,9 +21,9 @@ import psutil
 from memory_profiler import memory_usage
 
 from harness.job import Job, Outcome, Pass
-from harness.memory.cublas import CUBLAS_SETTING, CUBLAS_VARIABLE
+from harness.memory.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
 from harness.memory.jetson import UnifiedSampler
-from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
+from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC, oom_kills
 from harness.targets import allocator_of
 
 BOOTSTRAP = "import sys; sys.path[:] = filter(None, sys.path); from harness.bootstrap import main; main()"
@@ -37,7 +37,7 @@ MALLOC: dict[Pass, dict[str, str]] = {
 """What malloc does with freed blocks, by pass. Counting allocations does not depend on it; accuracy runs keep glibc's
 defaults, for their process peak is to be that of an ordinary process."""
 
-CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
 """Settings of torch's caching allocator, which a measurement on CUDA leaves at their defaults."""
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -81,12 +81,17 @@ class Workers:
                     process.kill()
             timer = threading.Timer(timeout_s, process.kill)
             timer.start()
-            curve = _Curve(process) if job.what == "process" else None
-            board = None
-            if job.what == "process" and job.spec.target == "jetson":
-                board = UnifiedSampler(lambda: process.poll() is None)
+            kills, last, curve, board, unified = oom_kills(), {}, None, None, None
+
+            def follow(fields: dict[str, Any]) -> None:
+                last.update(fields)
+                on_progress(fields)
+
             try:
-                outcome = _converse(process, job, on_progress)
+                if job.what == "process":
+                    curve = _Curve(process)
+                    board = UnifiedSampler(lambda: process.poll() is None) if job.spec.target == "jetson" else None
+                outcome = _converse(process, job, follow)
                 code = process.wait()
             finally:
                 timed_out = not timer.is_alive()
@@ -95,19 +100,23 @@ class Workers:
                 process.wait()
                 with self._lock:
                     self._running.discard(process)
-            if outcome is not None:
-                outcome.curve = curve.points() if curve else []
-                outcome.unified = board.result() if board else None
-                return outcome
-            if timed_out:
-                return Outcome(status="timeout", reason=f"the {job.what} pass took longer than {timeout_s:g} s")
-            return _died(job, code, log)
+                unified = board.result() if board else None
+            if outcome is None:
+                where = f" (in {last['phase']} of task {last['task']}, after {last['steps']} steps)" if last else ""
+                if timed_out:
+                    reason = f"the {job.what} pass took longer than {timeout_s:g} s{where}"
+                    outcome = Outcome(status="timeout", reason=reason)
+                else:
+                    outcome = _died(job, code, log, where, by_kernel=oom_kills() > kills)
+            outcome.curve = curve.points() if curve else []
+            outcome.unified = unified
+            return outcome
 
     def _environment(self, job: Job) -> dict[str, str]:
         """Return the worker's environment: pinned threads, quiet profiler, the malloc the pass asks for."""
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        pinned = {*PINNED_MALLOC, *(CUDA_ALLOCATOR if self._on_cuda(job) else ())}
+        pinned = {*PINNED_MALLOC, *((*CUDA_ALLOCATOR, *UNPINNED_CUBLAS) if self._on_cuda(job) else ())}
         inherited = {key: value for key, value in os.environ.items() if key not in pinned}
         return {
             **inherited,
@@ -116,7 +125,7 @@ class Workers:
             "OMP_NUM_THREADS": str(self._threads),
             "KINETO_LOG_LEVEL": "5",
             **MALLOC.get(job.what, {}),
-            **({CUBLAS_VARIABLE: CUBLAS_SETTING} if self._on_cuda(job) else {}),
+            **(PINNED_CUBLAS if self._on_cuda(job) else {}),
         }
 
     @staticmethod
@@ -171,13 +180,17 @@ def _converse(process: subprocess.Popen[str], job: Job, on_progress: OnProgress)
     return None
 
 
-def _died(job: Job, code: int, log: IO[str]) -> Outcome:
+def _died(job: Job, code: int, log: IO[str], where: str, *, by_kernel: bool) -> Outcome:
+    """Return what to say of a process that ended without an answer. by_kernel: whether the kernel killed something for
+    want of memory meanwhile; it counts such ends for the whole machine.
+    """
     log.seek(0)
     lines = [line.strip() for line in log.read().splitlines() if line.strip()]
+    if code == -signal.SIGKILL and by_kernel:
+        reason = f"the {job.what} process was killed by the kernel, which ran out of memory{where}"
+        return Outcome(status="oom", reason=reason, killed=True)
     if code < 0:
-        name = signal.Signals(-code).name
-        hint = "; the kernel's out-of-memory killer does that" if -code == signal.SIGKILL else ""
-        reason = f"the {job.what} process was killed by {name}{hint}"
+        reason = f"the {job.what} process was killed by {signal.Signals(-code).name}{where}"
         return Outcome(status="crashed", reason=reason, killed=-code == signal.SIGKILL)
     last = lines[-1] if lines else "it said nothing"
-    return Outcome(status="crashed", reason=f"the {job.what} process ended with code {code}: {last}")
+    return Outcome(status="crashed", reason=f"the {job.what} process ended with code {code}{where}: {last}")

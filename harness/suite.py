@@ -173,10 +173,14 @@ def run_specs(
     more alone at the end, for its neighbours may have been the reason. checkpoints: a directory in which accuracy
     runs leave what they need to go on after an interruption. snapshot: a file for the history of CUDA's allocator in
     the attribution pass, of the last run that has one. Raises UsageError when the only spec turns out to be
-    impossible. On KeyboardInterrupt every worker is killed.
+    impossible, or the device of one to be missing or taken; what is whole by then was handed over. On KeyboardInterrupt
+    every worker is killed.
     """
     watcher = watcher or Watcher()
-    count = jobs or default_jobs()
+    shared = any(spec.target == "jetson" for spec in specs)  # the process level there is that of the whole board
+    if shared and jobs is not None and jobs > 1:
+        raise UsageError(f"--jobs is {jobs}, but on target 'jetson' runs share the memory that is measured; give 1")
+    count = 1 if shared else jobs or default_jobs()
     workers = Workers(threads=max(1, (os.cpu_count() or 1) // count))
     pending = {spec.run_id: _Pending(spec) for spec in specs}
     pool = ThreadPoolExecutor(max_workers=count)
@@ -199,7 +203,7 @@ def run_specs(
         return outcome
 
     def keep(spec: RunSpec, what: Pass, outcome: Outcome) -> None:
-        if outcome.usage_error and len(specs) == 1:
+        if outcome.unfit or (outcome.usage_error and len(specs) == 1):
             raise UsageError(outcome.reason or "the request is impossible")
         entry = pending[spec.run_id]
         entry.outcomes[what] = outcome

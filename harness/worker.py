@@ -13,7 +13,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,12 +23,13 @@ from harness.build import Run, build
 from harness.checkpoint import Checkpoint
 from harness.devices import DeviceProcess, check_device, check_others, describe, limit_process, limit_reserved, pin
 from harness.environment import environment
-from harness.errors import ClmemError, DivergedError, UndeclaredStateError, UsageError
+from harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
 from harness.execution.monitor import Monitor, Unwatched
 from harness.job import Job, Outcome
 from harness.memory.cublas import cublas_workspace_bytes
 from harness.memory.cuda import DevicePeaks, History, with_requests
 from harness.memory.ledger import join, phase_peaks, undeclared_sentence
+from harness.memory.log import AllocationLog
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
 from harness.memory.recorder import LogRecorder
@@ -59,11 +62,15 @@ def perform(job: Job, report: Report) -> Outcome:
     progress, outcome = Progress(), Outcome(environment={**environment(), "threads": torch.get_num_threads()})
     work = {"truth": _truth, "attribution": _attribution}.get(job.what, _unwatched)
     try:
-        check_device(job.spec.target)
-        check_others(job.spec.target, job.sources.others_bytes)
+        try:
+            check_device(job.spec.target)
+            check_others(job.spec.target, job.sources.others_bytes)
+        except UsageError:
+            outcome.unfit = True
+            raise
         pin(job.spec.target)
         limit_reserved(job.spec)
-        if described := describe(job.spec.target):
+        if described := describe(job.spec.target, with_services=job.what == "truth"):
             outcome.environment |= {"processor": outcome.environment["device"], **described}
         work(job, outcome, progress, report)
     except DivergedError as error:
@@ -86,7 +93,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an exception means that memory ran out, on any target.
 
     On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator; cuBLAS and
-    cuDNN have statuses of their own.
+    cuDNN have statuses of their own. A convolution that gets no workspace for any of its plans says that it finds no
+    engine, as one without plans does: then the allocator's own count of refusals decides.
     """
     text = str(error)
     return isinstance(error, MemoryError) or (
@@ -95,9 +103,18 @@ def is_out_of_memory(error: BaseException) -> bool:
             "out of memory" in text.lower()
             or "DefaultCPUAllocator: can't allocate memory" in text
             or "_STATUS_ALLOC_FAILED" in text
+            or "_ALLOCATION_FAILED" in text
+            or ("unable to find an engine" in text and _device_ran_short())
             or ("NVML_SUCCESS == r" in text and "CUDACachingAllocator" in text)
         )
     )
+
+
+def _device_ran_short() -> bool:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    stats = torch.cuda.memory_stats()
+    return bool(stats.get("num_ooms", 0) or stats.get("num_alloc_retries", 0))
 
 
 def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
@@ -141,20 +158,29 @@ def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report)
         history.start()
     recorder = LogRecorder(device, with_stacks=job.stacks)
     observer = Observer(recorder, torch.device(device).type, None if history is None else history.annotate)
+    ran_out = False
     recorder.start()
     try:
         with observer.watching():
             _short(job, outcome, observer, progress, report)
             observer.finish()
+    except Exception as error:
+        ran_out = is_out_of_memory(error)
+        raise
     finally:
         log, trace = recorder.stop(), [] if history is None else history.stop()
         outcome.peaks = phase_peaks(log, observer.records.phases)
-    if history is not None:
-        log = with_requests(log, trace, cublas_workspace_bytes())
-    ledger = join(log, observer.records)
+        if ran_out and observer.records.phases:
+            with suppress(LedgerError):  # what it held until then, where that adds up
+                outcome.footprint = join(_requested(log, trace, history), observer.records).footprint
+    ledger = join(_requested(log, trace, history), observer.records)
     if ledger.undeclared:
         raise UndeclaredStateError(undeclared_sentence(job.spec.method, ledger.undeclared))
     outcome.footprint = ledger.footprint
+
+
+def _requested(log: AllocationLog, trace: list[dict[str, Any]], history: History | None) -> AllocationLog:
+    return log if history is None else with_requests(log, trace, cublas_workspace_bytes())
 
 
 def _short(job: Job, outcome: Outcome, monitor: Monitor, progress: Progress, report: Report) -> tuple[Run, Schedule]:

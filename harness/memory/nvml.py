@@ -39,6 +39,11 @@ def driver_version() -> str | None:
     return _asked(lambda: str(pynvml.nvmlSystemGetDriverVersion()))
 
 
+def uuid(index: int) -> str | None:
+    """Return the name of a GPU by NVML's own number, None where NVML cannot tell."""
+    return _asked(lambda: str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))))
+
+
 def _processes(uuid: str) -> dict[int, int | None]:
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     held: dict[int, int | None] = {}

@@ -33,6 +33,15 @@ def high_water_bytes() -> int:
     return _status_bytes("VmHWM")
 
 
+def oom_kills() -> int:
+    """Return how many processes this machine's kernel has killed for want of memory, 0 where it does not count them."""
+    try:
+        text = Path("/proc/vmstat").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+
+
 def reset_high_water() -> bool:
     """Let VmHWM start again from the present. False where the kernel forbids it, and it goes on from the import's."""
     try:

@@ -61,7 +61,7 @@ class Cuda:
 def test_on_the_cpu_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     Cuda(monkeypatch, error="asked")
     devices.check_device("cpu")
-    assert devices.describe("cpu") == {}
+    assert devices.describe("cpu", with_services=True) == {}
 
 
 def test_a_build_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_device_that_does_not_exist_is_told_which_do(monkeypatch: pytest.Monke
 def test_a_desktop_is_no_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     Cuda(monkeypatch, count=1)
     monkeypatch.setattr(devices.jetson, "is_jetson", lambda: False)
-    with pytest.raises(UsageError, match="this machine is no Jetson board"):
+    with pytest.raises(UsageError, match="does not say that it is a Jetson board"):
         devices.check_device("jetson")
 
 

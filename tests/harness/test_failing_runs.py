@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.errors import UsageError
 from harness.job import Job, Outcome
@@ -146,12 +147,25 @@ def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:838"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), False),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
 )
 def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_a_convolution_without_an_engine_ran_out_of_memory_where_the_allocator_refused_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for refused in (0, 2):
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda refused=refused: {"num_ooms": refused})
+        assert is_out_of_memory(error) is (refused > 0)
 
 
 def test_workers_do_not_inherit_the_pinned_malloc_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from harness.job import Outcome, Pass
 from harness.measurement import assemble, passes
-from harness.results import Accuracy, Footprint, PhaseFootprint, RunResult, Timeline
+from harness.results import Accuracy, Footprint, PhaseFootprint, RunResult, Timeline, Unified
 from harness.spec import RunSpec
 
 MEMORY = RunSpec(method="sgd")
@@ -164,6 +164,25 @@ def test_a_run_of_which_every_pass_died_is_still_a_result() -> None:
     assert result.fingerprint is None
     assert result.environment == {}
     assert (result.allocator, result.footprint, result.process) == (None, None, None)
+
+
+def test_swap_that_grew_on_a_board_breaks_a_promise() -> None:
+    outcome = good_passes()["process"]
+    outcome.unified = Unified(
+        total_bytes=9, before_bytes=1, peak_bytes=2, nvmap_before_bytes=None, nvmap_peak_bytes=None,
+        swap_growth_bytes=4096, samples=1,
+    )  # fmt: skip
+    result = assembled({"process": outcome})
+    assert [check for check in result.checks if "4,096 B went to swap" in check and "swapoff -a" in check]
+
+
+def test_what_was_held_when_memory_ran_out_stays_in_the_result() -> None:
+    full = Outcome(status="oom", reason="CUDA out of memory", peaks=PEAKS, footprint=footprint(PEAKS), **KNOWN)
+    result = assembled({"truth": full, "attribution": full})
+    assert (result.status, result.reason) == ("oom", "CUDA out of memory")
+    assert result.footprint is not None
+    assert result.footprint.peak_bytes == 1_000
+    assert result.observer_delta_bytes is None
 
 
 def test_an_accuracy_run_has_metrics_and_a_process_with_the_default_malloc() -> None:

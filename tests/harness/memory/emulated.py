@@ -102,7 +102,7 @@ def main() -> None:
     worker.DevicePeaks = EmulatedPeaks  # type: ignore[misc,assignment]
     worker.device_of = build.device_of = lambda target: "cpu"  # type: ignore[assignment]
     worker.check_device = worker.check_others = worker.pin = worker.limit_reserved = lambda *arguments: None  # type: ignore[assignment]
-    worker.describe = lambda target: {"device": "emulated"}
+    worker.describe = lambda target, *, with_services: {"device": "emulated"}
     outcome = worker.perform(Job.model_validate_json(sys.stdin.read()), lambda progress: None)
     print(outcome.model_dump_json())
 

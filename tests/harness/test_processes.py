@@ -1,0 +1,116 @@
+"""How a worker process ends, whatever does it, and what is kept of it. The workers here are scripts of a few lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness import processes
+from harness.errors import UsageError
+from harness.job import Job, Outcome
+from harness.memory.cublas import PINNED_CUBLAS
+from harness.memory.jetson import UnifiedSampler
+from harness.processes import Workers
+from harness.results import RunResult
+from harness.spec import RunSpec
+from harness.suite import run_specs
+from tests.harness.memory.test_jetson import board
+from tests.harness.memory.test_tegrastats import LINES
+
+PROGRESS = json.dumps({"progress": {"phase": "step", "task": 3, "steps": 21}})
+BEGIN = f"import os, signal, sys, time; sys.stdin.read(); print({PROGRESS!r}, flush=True); time.sleep(0.2); "
+KILLED = BEGIN + "os.kill(os.getpid(), signal.SIGKILL)"
+ASLEEP = BEGIN + "time.sleep(60)"
+WHERE = "(in step of task 3, after 21 steps)"
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, script: str, timeout_s: float = 60, target: str = "cpu", what: str = "process"
+) -> Outcome:
+    monkeypatch.setattr(processes, "BOOTSTRAP", script)
+    job = Job(spec=RunSpec(method="sgd", target=target), what=what)  # type: ignore[arg-type]
+    return Workers(1).run(job, timeout_s, lambda fields: None)
+
+
+def test_the_end_of_a_process_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, late = run(monkeypatch, KILLED), run(monkeypatch, ASLEEP, timeout_s=1)
+    assert (killed.status, killed.killed) == ("crashed", True)
+    assert killed.reason == f"the process process was killed by SIGKILL {WHERE}"
+    assert (late.status, late.reason) == ("timeout", f"the process pass took longer than 1 s {WHERE}")
+
+
+def test_a_process_that_the_kernel_kills_for_want_of_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([4, 5])
+    monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
+    outcome = run(monkeypatch, KILLED)
+    assert (outcome.status, outcome.killed) == ("oom", True)
+    assert outcome.reason == f"the process process was killed by the kernel, which ran out of memory {WHERE}"
+
+
+@pytest.mark.parametrize(("script", "timeout_s"), [(KILLED, 60), (ASLEEP, 2)])
+def test_of_a_process_that_dies_on_a_board_the_board_s_memory_is_kept_and_its_monitor_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, timeout_s: float
+) -> None:
+    emulator = f"import time; print({LINES['orin']!r}, flush=True); time.sleep(60)"
+    sampler = partial(UnifiedSampler, root=board(tmp_path), tegrastats=[sys.executable, "-c", emulator])
+    monkeypatch.setattr(processes, "UnifiedSampler", sampler)
+    outcome = run(monkeypatch, script, timeout_s, target="jetson")
+    assert outcome.unified is not None
+    assert outcome.unified.total_bytes == 7802112 * 1024
+    assert not [child for child in psutil.Process().children() if emulator in child.cmdline()]
+
+
+def test_a_board_whose_memory_cannot_be_read_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "UnifiedSampler", partial(UnifiedSampler, root=tmp_path))
+    with pytest.raises(OSError, match="meminfo"):
+        run(monkeypatch, ASLEEP, target="jetson")
+    assert not [child for child in psutil.Process().children() if ASLEEP in child.cmdline()]
+
+
+def test_runs_on_cuda_keep_one_workspace_and_torch_s_own_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "1")
+    script = BEGIN + "print({'outcome': {'environment': dict(os.environ)}}.__repr__().replace(chr(39), chr(34)))"
+    found = run(monkeypatch, script, target="cuda").environment
+    assert {name: found[name] for name in PINNED_CUBLAS} == PINNED_CUBLAS
+    assert not {"CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"} & found.keys()
+
+
+def test_runs_that_share_a_board_s_memory_are_not_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[str] = []
+    most = 0
+
+    def one(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
+        nonlocal most
+        running.append(job.what)
+        most = max(most, len(running))
+        time.sleep(0.05)
+        running.remove(job.what)
+        return Outcome(peaks=[(0, "step", 1)])
+
+    monkeypatch.setattr(Workers, "run", one)
+    specs = [RunSpec(method="sgd", target="jetson")]
+    run_specs(specs, lambda result: None)
+    assert most == 1
+    with pytest.raises(UsageError, match="--jobs is 2, but on target 'jetson'"):
+        run_specs(specs, lambda result: None, jobs=2)
+
+
+def test_a_device_that_others_hold_ends_a_whole_suite_and_leaves_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
+        return Outcome(status="crashed", reason="other processes hold 9 B", usage_error=True, unfit=True)
+
+    monkeypatch.setattr(Workers, "run", taken)
+    results: list[RunResult] = []
+    with pytest.raises(UsageError, match="other processes hold 9 B"):
+        run_specs([RunSpec(method=name, target="cuda") for name in ("sgd", "er")], results.append)
+    assert results == []
