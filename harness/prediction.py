@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import traceback
+from pathlib import Path
 
 import torch
 
@@ -52,7 +54,10 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
         with observer.watching():
             with torch.device("meta"):
                 run = build(spec, observer, sources, device="meta", kept=kept)
-            train(run, short_schedule(run.method), observer, Progress())
+            try:
+                train(run, short_schedule(run.method), observer, Progress())
+            except NotImplementedError as error:
+                raise _unpredictable(spec, error) from error
             observer.finish()
     finally:
         log = recorder.stop()
@@ -75,10 +80,21 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
     )
 
 
+def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:
+    """Name the line of the method that asked a tensor without values for one."""
+    inside = (Path(torch.__file__).parent, Path(__file__).parent)
+    lines = [(Path(line.filename), line) for line in traceback.extract_tb(error.__traceback__)]
+    line = [line for path, line in lines if not any(folder in path.parents for folder in inside)][-1]
+    return UsageError(
+        f"{spec.method!r} reads values in {Path(line.filename).name}:{line.lineno} ({line.line}) and cannot be "
+        f"predicted, as predictions have none ({str(error).splitlines()[0].partition(';')[0]}); measure it"
+    )
+
+
 def predicted_peak_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int | None:
-    """Return the predicted tensor peak of a run, None where it cannot be predicted."""
+    """Return the predicted tensor peak of a run, None where it cannot be predicted; `predict` says why."""
     try:
         footprint = predict(spec, sources).footprint
-    except UsageError:
+    except ClmemError:
         return None
     return None if footprint is None else footprint.peak_bytes

@@ -1,6 +1,6 @@
 """The ledger join: allocator log x role records = which role every byte has, at every instant.
 
-Pure arithmetic on plain data; `observer` produces the records, `cpu` the log. The invariants of the method are
+Pure arithmetic on plain data; `observer` produces the records, `recorder` the log. The invariants of the method are
 asserted here: the log's running sum, one live block per observation, declared bytes equal to ledger bytes, and roles
 that sum to the allocator's peak.
 """

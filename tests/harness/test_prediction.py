@@ -13,6 +13,8 @@ from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
 from harness.suite import run_specs
+from methods.base import Batch, Outputs
+from methods.sgd import SGD
 from reports.terminal import measure_json, measure_table, prediction_json, prediction_table
 
 FEW_BYTES = 64
@@ -51,7 +53,10 @@ def test_lean_peaks_are_predicted_to_a_thousandth() -> None:
 
 
 def test_removed_channels_are_predicted_too() -> None:
-    plain, lean = (predicted_peak_bytes(spec("lightcl-sparse", execution, width=4)) for execution in ("plain", "lean"))
+    plain, lean = (
+        predicted_peak_bytes(spec("lightcl-sparse", execution, width=4, batch_size=15))
+        for execution in ("plain", "lean")
+    )
     assert plain is not None
     assert lean is not None
     assert lean < plain / 2
@@ -94,6 +99,16 @@ def test_what_torch_cannot_do_without_a_device_is_refused() -> None:
     with pytest.raises(UsageError, match="autocast=bfloat16 cannot be predicted"):
         predict(spec("sgd", "autocast=bfloat16"))
     assert predicted_peak_bytes(spec("sgd", "autocast=bfloat16")) is None
+
+
+def test_a_method_that_reads_values_is_refused_with_the_line_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_step(self: SGD, batch: Batch, outputs: list[Outputs]) -> None:
+        outputs[0].logits.tolist()
+
+    monkeypatch.setattr(SGD, "after_step", after_step)
+    with pytest.raises(UsageError, match=r"'sgd' reads values in test_prediction.py:\d+ \(outputs\[0\].logits.tolist"):
+        predict(spec("sgd", width=1, batch_size=2))
+    assert predicted_peak_bytes(spec("sgd", width=1, batch_size=2)) is None
 
 
 def test_the_error_of_every_prediction_stands_beside_its_measurement() -> None:
