@@ -19,6 +19,7 @@ from harness.prediction import predict
 from harness.processes import Workers
 from harness.registry import method_class
 from harness.spec import NOWHERE, RunSpec, Sources
+from harness.streams import open_stream
 from harness.targets import allocator_of
 from harness.techniques import PLAIN, techniques
 
@@ -54,7 +55,8 @@ class Fit:
     """What fits. largest: None when not even the smallest does. points: every prediction made, by size.
 
     own_bytes: what a process takes on the CPU beside its tensors, measured; on a board it is one of the budget's
-    deductions. capped: whether the search ended at its own bound and not at the budget's.
+    deductions. capped: whether the search ended at its own bound or at the data's and not at the budget's. images: how
+    many the smallest task has, where the batch varies.
     """
 
     spec: RunSpec
@@ -65,6 +67,7 @@ class Fit:
     largest: Point | None
     points: list[Point]
     capped: bool
+    images: int | None
 
 
 def fit(
@@ -99,7 +102,11 @@ def fit(
     chosen = techniques(spec.execution, method_class(spec.method).lean)
     if axis == "batch" and (chosen.trunk_chunk or chosen.conv_slice or chosen.micro_batch):
         most = LARGEST_IN_SLICES
+    images = _smallest_task(spec, sources) if axis == "batch" else None
+    most = most if images is None else min(most, images)
     small, large = (size // step for size in FIRST[axis])
+    if large > most:
+        small, large = max(1, most // 2), most
     known = max((number for number in (small, large) if at(number).fits(limit)), default=0)
     guess = _crossing(at(small), at(large), limit, area=axis == "side") // step
     good = _search(lambda number: at(number).fits(limit), guess, known, most)
@@ -112,7 +119,13 @@ def fit(
         largest=tried[good] if good else None,
         points=[tried[number] for number in sorted(tried)],
         capped=good == most,
+        images=images,
     )
+
+
+def _smallest_task(spec: RunSpec, sources: Sources) -> int:
+    stream = open_stream(spec.stream, seed=spec.seed, batch_size=1, epochs=1, data_root=sources.data_root)
+    return min(stream.train_task(t).num_samples for t in range(stream.num_train_tasks))
 
 
 def own_process_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int:

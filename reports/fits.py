@@ -41,6 +41,8 @@ def answer(fit: Fit) -> str:
     name = NAMES[fit.axis]
     if fit.largest is None:
         return f"Predicted: not even the smallest {name} fits."
+    if fit.capped and fit.largest.size == fit.images:
+        return f"Predicted: {name} {fit.largest.size} fits, and the smallest task has no more images."
     if fit.capped:
         return f"Predicted: {name} {fit.largest.size} fits, and larger ones were not tried."
     return f"Predicted: {name} {fit.largest.size} is the largest that fits."
@@ -61,18 +63,22 @@ def _curve(fit: Fit, on_cpu: bool) -> str:
         fits = "yes" if point.fits(fit.limit_bytes) else "no"
         peak, needed = (mib(size) or "more" for size in (point.peak_bytes, point.needed_bytes))
         rows.append([str(point.size), peak, needed, fits])
-    held = "process MiB" if on_cpu else "reserved MiB"
-    return text_table([NAMES[fit.axis], "tensor peak MiB", held, "fits"], rows)
+    headers = [NAMES[fit.axis], "tensor peak MiB", "process MiB" if on_cpu else "reserved MiB", "fits"]
+    beside = sum(fit.budget.deductions.get(name, 0) for name in ("context", "process"))
+    if not on_cpu and beside:
+        headers.insert(3, "with context and process")
+        for row, point in zip(rows, fit.points, strict=True):
+            row.insert(3, mib(None if point.needed_bytes is None else point.needed_bytes + beside) or "more")
+    return text_table(headers, rows)
 
 
 def _confirmed(fit: Fit, measured: RunResult) -> str:
-    how = "on the board" if fit.spec.target == "jetson" else "emulated"
     if measured.status != "ok":
-        return f"Measured, budget {how}: {measured.status}: {measured.reason}"
+        return f"Measured, budget emulated: {measured.status}: {measured.reason}"
     peak = None if measured.allocator is None else measured.allocator.peak_bytes
     process = None if measured.process is None else measured.process.peak_bytes
     parts = [f"tensor peak {mib(peak)} MiB ({count(peak)} B)", f"process peak {mib(process)} MiB"]
-    return f"Measured, budget {how}: {', '.join(parts)}"
+    return f"Measured, budget emulated: {', '.join(parts)}"
 
 
 def fit_json(fit: Fit, measured: RunResult | None) -> dict[str, Any]:

@@ -68,6 +68,22 @@ def test_the_answer_fits_and_the_next_does_not() -> None:
 
 
 @pytest.mark.usefixtures("affine")
+def test_the_search_ends_where_the_smallest_task_has_no_more_images() -> None:
+    found = fit(spec(stream="split-fashion-mini", budget="jetson-agx-thor"), "batch")
+    assert found.largest is not None
+    assert found.largest.size == 1000
+    assert answer(found) == "Predicted: batch 1000 fits, and the smallest task has no more images."
+
+
+@pytest.mark.usefixtures("affine")
+def test_a_board_s_table_says_what_lies_in_its_memory_in_all() -> None:
+    found = fit(spec(budget="jetson-nano-4gb"), "batch")
+    row = next(line for line in fit_table(found, None).splitlines() if line.startswith("16 "))
+    reserved, whole = (float(text.replace(",", "")) for text in row.split()[2:4])
+    assert whole == pytest.approx(reserved + 500 + 678, abs=0.11)
+
+
+@pytest.mark.usefixtures("affine")
 def test_on_the_cpu_the_process_itself_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "own_process_bytes", lambda spec, sources: 700_000_000)
     found = fit(spec(target="cpu", budget="800MB"), "batch")
@@ -122,7 +138,9 @@ def test_what_cannot_be_fitted_is_refused(changes: dict[str, Any], axis: Any, me
 def test_the_table_shows_what_is_deducted_and_every_prediction() -> None:
     points = [Point(16, 30 * MIB, 40 * MIB), Point(33, 50 * MIB, 60 * MIB), Point(34, None, None)]
     board = fitting.budget("jetson-orin-nano-8gb")
-    found = Fit(spec(budget=board.name), "batch", board, board.tensors_bytes, 0, points[1], points, capped=False)
+    found = Fit(
+        spec(budget=board.name), "batch", board, board.tensors_bytes, 0, points[1], points, capped=False, images=None
+    )
     text = fit_table(found, None)
     assert "less system 800.0, context 500.0, process 678.0" in " ".join(text.split())
     assert "Predicted: batch 33 is the largest that fits." in text
