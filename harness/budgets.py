@@ -1,7 +1,8 @@
 """Budgets: how much memory a run may take, given as a board's name or in bytes. Torch is not imported here.
 
 A board's budget is what Linux sees of its memory less what else lies in it (`data/budgets.toml` has every number with
-its source). On any other machine a budget is emulated, and the word is printed beside every number that it shaped.
+its source). A budget is a limit that clmem sets, and so emulated, also on the board whose name it has; the word is
+printed beside every number that it shaped.
 """
 
 from __future__ import annotations

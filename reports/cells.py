@@ -47,14 +47,9 @@ class Setting:
             f"{self.stream}, {self.network} (width {self.width}), {self.target}, "
             f"batch {self.batch_size}, buffer {self.buffer_size}, replay {self.replay_size}"
             + (f", weights {self.weights}" if self.weights else "")
-            + (f", budget {self.budget} ({self.how_limited})" if self.budget else "")
+            + (f", budget {self.budget} (emulated)" if self.budget else "")
             + (", evaluated on held-out training samples" if self.evaluate_on == "validation" else "")
         )
-
-    @property
-    def how_limited(self) -> str:
-        """Return whether the budget is the machine's own or emulated on another."""
-        return "on the board" if self.target == "jetson" else "emulated"
 
     @property
     def slug(self) -> str:

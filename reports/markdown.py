@@ -119,6 +119,17 @@ def _section(section: Section, plots: list[Plot], predictions: Predictions) -> l
     if process:
         parts += ["### Process level", sentences.process_sentence(section)]
         parts.append(_details("Every process", process, *_images(plots, "process")))
+    caching = tables.caching_table(section)
+    if caching:
+        parts.append(_details("The caching allocator's own counts, each at its own peak", caching))
+    boards = [
+        f"- {cell.label}: {sentences.board_sentence(run.process.unified)}"
+        for cell in section.cells
+        for run in (cell.memory, *cell.accuracy)
+        if run is not None and run.process is not None and run.process.unified is not None
+    ]
+    if boards:
+        parts.append(_details("The board's memory", "\n".join(boards)))
     work = tables.time_table(section)
     if work:
         parts.append(_details("Work and time", sentences.time_sentence(), work))

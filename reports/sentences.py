@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from harness.results import Footprint, RunResult
+from harness.results import Footprint, RunResult, Unified
 from reports.cells import Cell, Section
 from reports.provenance import environment_differences, environment_values
 from reports.units import mib, plural, share
@@ -51,6 +51,19 @@ def _plain(section: Section) -> list[Footprint]:
     """Return the footprints of methods carried out plainly, or of all where none is."""
     plain = [footprint for cell, _, footprint in section.measured if cell.is_plain]
     return plain or [footprint for _, _, footprint in section.measured]
+
+
+def board_sentence(board: Unified) -> str:
+    """Say what a Jetson board's shared memory lost while one process ran, and who else saw it."""
+    text = (
+        f"of the board's {mib(board.total_bytes)} MiB in use: {mib(board.before_bytes)} before and "
+        f"{mib(board.peak_bytes)} at most ({mib(board.peak_bytes - board.before_bytes)} more)"
+    )
+    if board.nvmap_peak_bytes is not None:
+        text += f"; the GPU's allocator (NvMap) held {mib(board.nvmap_peak_bytes)} at most"
+    if board.tegrastats_peak_bytes is not None:
+        text += f"; tegrastats saw {mib(board.tegrastats_peak_bytes)}"
+    return text + f"; swap grew by {mib(board.swap_growth_bytes)}"
 
 
 def workspace_sentence(section: Section) -> str:

@@ -171,6 +171,18 @@ def process_table(section: Section) -> str:
     return markdown_table([headers[column] for column in known], [[row[c] for c in known] for row in rows], left=3)
 
 
+def caching_table(section: Section) -> str:
+    """Return what CUDA's caching allocator counted at its own peaks, in MiB; empty where none was asked."""
+    rows = []
+    for cell in section.cells:
+        counted = None if cell.memory is None else cell.memory.allocator
+        if counted is not None and counted.reserved_bytes is not None:
+            sizes = (counted.requested_bytes, counted.peak_bytes, counted.active_bytes, counted.reserved_bytes)
+            rows.append([cell.label, *(mib(size) for size in sizes), count(counted.retries)])
+    headers = ["method", "requested MiB", "allocated MiB", "active MiB", "reserved MiB", "retries"]
+    return markdown_table(headers, rows) if rows else ""
+
+
 def time_table(section: Section) -> str:
     """Return floating-point operations of a steady step, and seconds inside the full stream's phases, over seeds."""
     rows = []

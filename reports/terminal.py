@@ -12,21 +12,23 @@ from harness.techniques import PLAIN
 from reports.cells import Section
 from reports.predictions import error_of
 from reports.provenance import broken_checks
-from reports.sentences import held_sentence
+from reports.sentences import board_sentence, held_sentence
 from reports.tables import accuracy_text, later_differs, shown_roles
 from reports.units import count, mib, share
 
 COLUMNS = 80
 MINIMUM_NAME = 12
+PROCESS_FIELDS = {"baseline_bytes", "peak_bytes", "device_peak_bytes", "unified"}
 
 
 def measure_table(result: RunResult) -> str:
     """Return one memory run as text of at most 80 columns: roles, phases, peaks, sum check, broken promises."""
     spec = result.spec
     config = "".join(f", {key}={value}" for key, value in spec.config.items())
+    allowed = f", budget {spec.budget} (emulated)" if spec.budget else ""
     parts = [
         wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
-        wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}"),
+        wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}{allowed}"),
     ]
     if result.status != "ok":
         parts.append(wrap(f"NOT OK ({result.status}): {result.reason or 'no reason recorded'}"))
@@ -88,6 +90,12 @@ def _peaks(result: RunResult) -> list[str]:
         text = f"{mib(process.peak_bytes)} MiB, {mib(above)} above a baseline of {mib(process.baseline_bytes)}"
         imports = ", the imports' own peak included" if process.peak_includes_imports else ""
         lines.append(wrap(f"process peak ({process.malloc} malloc{imports}): {text}"))
+        if process.device_peak_bytes is not None:
+            lines.append(
+                wrap(f"the process on the device, context included (NVML): {mib(process.device_peak_bytes)} MiB")
+            )
+        if process.unified is not None:
+            lines.append(wrap(board_sentence(process.unified)))
     return lines
 
 
@@ -105,6 +113,9 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "batch_size": spec.batch_size,
         "buffer_size": spec.buffer_size,
         "replay_size": spec.replay_size,
+        "budget": {"name": spec.budget, "kept": "emulated"} if spec.budget else None,
+        "status": result.status,
+        "reason": result.reason,
         "execution": result.execution,
         "peak_bytes": footprint.peak_bytes if footprint else None,
         "peak_task": footprint.peak_task if footprint else None,
@@ -116,7 +127,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "on_host": footprint.on_host if footprint else None,
         "reserved_bytes": footprint.reserved_bytes if footprint else None,
         "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,
-        "process": process.model_dump(include={"baseline_bytes", "peak_bytes"}) if process else None,
+        "process": process.model_dump(include=PROCESS_FIELDS, exclude_none=True) if process else None,
         "observer_delta_bytes": result.observer_delta_bytes,
         "fingerprint": result.fingerprint,
         "environment": result.environment,

@@ -90,7 +90,7 @@ def measure(
     result = results[0]
     if out is not None:
         save_result(out, result)
-    if result.status != "ok":
+    if result.footprint is None and not as_json:
         raise ClmemError(f"{method} on {stream}: {result.status}: {result.reason}")
     from reports.terminal import measure_json, measure_table
 

@@ -13,9 +13,10 @@ import pytest
 
 from harness import files
 from harness.errors import UsageError
-from harness.results import RunResult, save_result
+from harness.results import RunResult, Unified, save_result
 from reports.cells import sections
 from reports.markdown import report_text, write_report
+from reports.tables import caching_table, process_table
 
 MakeRun = Callable[..., RunResult]
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
@@ -198,3 +199,25 @@ def test_importing_reports_imports_neither_torch_nor_matplotlib() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_device_s_allocator_and_a_board_counted_is_shown(memory_run: MakeRun) -> None:
+    run = memory_run("sgd", {"parameters": 1.0})
+    assert run.allocator is not None
+    assert run.process is not None
+    mib = 2**20
+    run.allocator.requested_bytes, run.allocator.active_bytes = 11 * mib, 13 * mib
+    run.allocator.reserved_bytes, run.allocator.retries = 14 * mib, 2
+    run.process.device_peak_bytes = 515 * mib
+    run.process.unified = Unified(
+        total_bytes=8000 * mib, before_bytes=1000 * mib, peak_bytes=1616 * mib, nvmap_before_bytes=0,
+        nvmap_peak_bytes=17 * mib, swap_growth_bytes=0, samples=3,
+    )  # fmt: skip
+    (section,) = sections([run])
+    caching = [cell.strip() for cell in caching_table(section).splitlines()[-1].strip("|").split("|")]
+    assert caching == ["sgd", "11.0", "1.0", "13.0", "14.0", "2"]
+    process = [cell.strip() for cell in process_table(section).splitlines()[-1].strip("|").split("|")]
+    assert process[-2:] == ["515.0", "616.0"]
+    page = report_text([section])
+    assert "The caching allocator's own counts" in page
+    assert "(616.0 more); the GPU's allocator (NvMap) held 17.0 at most; swap grew by 0.0" in page

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.results import ROLES, RunResult
+from harness.results import ROLES, RunResult, Unified
 from reports.cells import sections
 from reports.terminal import measure_json, measure_table, summary
 
@@ -18,6 +18,7 @@ DESIGNED = {
     *("at_peak", "role_peaks", "phases", "allocator", "process", "observer_delta_bytes", "environment"),
 }
 ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "on_host", "reserved_bytes", "fingerprint"}
+ADDED |= {"budget", "status", "reason"}
 
 
 def widest(text: str) -> int:
@@ -47,6 +48,27 @@ def test_measure_table_shows_roles_peaks_and_sum_check(memory_run: MakeRun) -> N
     assert "observer delta = 512 B" in text
     assert "tensor peak, nothing instrumented: 4.0 MiB (4,193,792 B)" in text
     assert "process peak (pinned malloc): 604.0 MiB, 77.0 above a baseline of 527.0" in text
+
+
+def test_a_run_on_a_device_says_what_its_process_and_the_board_held(memory_run: MakeRun) -> None:
+    run = memory_run("sgd", {"parameters": 1.0})
+    assert run.process is not None
+    run.process.device_peak_bytes = 700 * 2**20
+    gib = 2**30
+    run.process.unified = Unified(
+        total_bytes=8 * gib, before_bytes=gib, peak_bytes=3 * gib, nvmap_before_bytes=0, nvmap_peak_bytes=gib,
+        swap_growth_bytes=0, samples=9, tegrastats_peak_bytes=3 * gib,
+    )  # fmt: skip
+    text = measure_table(run.model_copy(update={"spec": run.spec.model_copy(update={"budget": "jetson-nano-4gb"})}))
+    assert widest(text) <= 80
+    flat = " ".join(text.split())
+    assert "budget jetson-nano-4gb (emulated)" in flat
+    assert "context included (NVML): 700.0 MiB" in flat
+    assert "of the board's 8,192.0 MiB in use: 1,024.0 before and 3,072.0 at most (2,048.0 more)" in flat
+    assert "(NvMap) held 1,024.0 at most; tegrastats saw 3,072.0; swap grew by 0.0" in flat
+    value = measure_json(run)
+    assert value["process"]["device_peak_bytes"] == 700 * 2**20
+    assert value["process"]["unified"]["peak_bytes"] == 3 * gib
 
 
 def test_a_failed_run_says_why(memory_run: MakeRun) -> None:
