@@ -15,6 +15,7 @@ from bench.options import (
     DataRoot,
     Execution,
     Network,
+    Others,
     Settings,
     Target,
     Weights,
@@ -46,6 +47,7 @@ def fit(
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Also measure the answer on the target, limited to the budget.")
     ] = False,
+    others: Others = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +66,7 @@ def fit(
         execution=execution,
         settings=settings,
     )
-    sources = make_sources(data_root, weights)
+    sources = make_sources(data_root, weights, others)
     if confirm:
         from harness.devices import check_device
 
