@@ -187,10 +187,10 @@ def _died(job: Job, code: int, log: IO[str], where: str, *, by_kernel: bool) -> 
     log.seek(0)
     lines = [line.strip() for line in log.read().splitlines() if line.strip()]
     if code == -signal.SIGKILL and by_kernel:
-        reason = f"the {job.what} process was killed by the kernel, which ran out of memory{where}"
+        reason = f"the {job.what} pass was killed by the kernel, which ran out of memory{where}"
         return Outcome(status="oom", reason=reason, killed=True)
     if code < 0:
-        reason = f"the {job.what} process was killed by {signal.Signals(-code).name}{where}"
+        reason = f"the {job.what} pass was killed by {signal.Signals(-code).name}{where}"
         return Outcome(status="crashed", reason=reason, killed=-code == signal.SIGKILL)
     last = lines[-1] if lines else "it said nothing"
-    return Outcome(status="crashed", reason=f"the {job.what} process ended with code {code}{where}: {last}")
+    return Outcome(status="crashed", reason=f"the {job.what} pass ended with code {code}{where}: {last}")

@@ -42,7 +42,7 @@ def run(
 def test_the_end_of_a_process_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     killed, late = run(monkeypatch, KILLED), run(monkeypatch, ASLEEP, timeout_s=1)
     assert (killed.status, killed.killed) == ("crashed", True)
-    assert killed.reason == f"the process process was killed by SIGKILL {WHERE}"
+    assert killed.reason == f"the process pass was killed by SIGKILL {WHERE}"
     assert (late.status, late.reason) == ("timeout", f"the process pass took longer than 1 s {WHERE}")
 
 
@@ -51,7 +51,7 @@ def test_a_process_that_the_kernel_kills_for_want_of_memory_is_out_of_memory(mon
     monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     outcome = run(monkeypatch, KILLED)
     assert (outcome.status, outcome.killed) == ("oom", True)
-    assert outcome.reason == f"the process process was killed by the kernel, which ran out of memory {WHERE}"
+    assert outcome.reason == f"the process pass was killed by the kernel, which ran out of memory {WHERE}"
 
 
 @pytest.mark.parametrize(("script", "timeout_s"), [(KILLED, 60), (ASLEEP, 2)])
