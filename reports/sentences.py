@@ -12,6 +12,8 @@ from reports.units import mib, plural, share
 
 REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""
+EQUAL_BASELINES = 1.05
+"""How far apart the baselines of equal processes lie at most: pages are counted as they are touched."""
 
 
 def headline_sentence(section: Section) -> str:
@@ -95,9 +97,16 @@ def held_sentence(footprint: Footprint) -> str | None:
 def process_sentence(section: Section) -> str:
     """Say what a process holds before a network is built, which no method can save."""
     baselines = [run.process.baseline_bytes for run in section.runs if run.process is not None and run.status == "ok"]
-    if min(baselines) == max(baselines):
-        return f"Before the network is built the process already holds {mib(baselines[0])} MiB."
-    return f"Before the network is built the process already holds {mib(min(baselines))} to {mib(max(baselines))} MiB."
+    least, most = min(baselines), max(baselines)
+    if least == most:
+        return f"Before the network is built the process already holds {mib(least)} MiB."
+    text = f"Before the network is built the process already holds {mib(least)} to {mib(most)} MiB."
+    if most > EQUAL_BASELINES * least:
+        text += (
+            " **These baselines differ by more than chance**: one of them counts what another process loaded later, so "
+            "compare peaks, and what lies above a baseline only among runs with equal ones."
+        )
+    return text
 
 
 def time_sentence() -> str:

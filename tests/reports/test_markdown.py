@@ -112,6 +112,16 @@ def test_later_tasks_get_a_column_only_where_they_differ(memory_run: MakeRun) ->
     assert "After the first task lightcl falls from 8.0 to 2.0 MiB." in text
 
 
+def test_baselines_that_differ_by_more_than_chance_are_pointed_out(memory_run: MakeRun) -> None:
+    runs = [memory_run("sgd", {"parameters": 1}), memory_run("er", {"parameters": 2})]
+    for baseline, loud in ((530, False), (680, True)):
+        assert runs[1].process is not None
+        runs[1].process.baseline_bytes = baseline * 2**20
+        text = report_text(sections(runs))
+        assert f"already holds 527.0 to {baseline}.0 MiB." in text
+        assert ("baselines differ by more than chance" in text) == loud
+
+
 def test_environments_that_differ_are_named(memory_run: MakeRun) -> None:
     text = report_text(sections([memory_run("sgd", {}), memory_run("er", {}, environment={"torch": "2.14.0"})]))
     assert "not the same in all 2 runs: device, git.commit, git.dirty, torch differ." in text
