@@ -87,6 +87,7 @@ def build(
         pretrained=spec.weights is not None,
         replay_device="cpu" if chosen.replay_place == "host" else device,
         replay_dtype=getattr(torch, chosen.replay_dtype),
+        shapes_only=device == "meta",
     )
     method = cls(setting, config)
     execution.attach(method)

@@ -6,8 +6,9 @@ says where to look next; every answer is a prediction that fits beside the next 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from harness.budgets import Budget, budget
@@ -107,9 +108,10 @@ def fit(
     small, large = (size // step for size in FIRST[axis])
     if large > most:
         small, large = max(1, most // 2), most
-    known = max((number for number in (small, large) if at(number).fits(limit)), default=0)
-    guess = _crossing(at(small), at(large), limit, area=axis == "side") // step
-    good = _search(lambda number: at(number).fits(limit), guess, known, most)
+    first = [number for number in (small, large) if at(number).fits(limit)]
+    crossing = partial(_crossing, tried, limit, own, area=axis == "side")
+    bad = min((number for number in tried if number not in first), default=most + 1)
+    good = _search(lambda number: at(number).fits(limit), crossing, max(first, default=0), bad)
     return Fit(
         spec=spec,
         axis=axis,
@@ -140,38 +142,47 @@ def own_process_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int:
     return outcome.process_peak_bytes - tensors.peak_bytes
 
 
-def _crossing(small: Point, large: Point, limit: int, *, area: bool) -> int:
-    """Return the size at which the straight line through two predictions crosses the limit; where they lie level or are
-    too large to be known, one far above or below.
+def _crossing(tried: Mapping[int, Point], limit: int, own: int, *, area: bool) -> int | None:
+    """Return the number at which a straight line through the smallest and the largest known prediction crosses the
+    limit, None where no line can be laid. tried: predictions by number.
+
+    The first line follows what is held against the limit, later ones the tensors: an allocator that comes near its
+    limit gives back what it only kept, so tensors decide there.
     """
-    if small.needed_bytes is None or large.needed_bytes is None:
-        return small.size // 2
-    if large.needed_bytes <= small.needed_bytes:
-        return 8 * large.size
     power = 2 if area else 1
-    slope = (large.needed_bytes - small.needed_bytes) / (large.size**power - small.size**power)
-    reach = large.size**power + (limit - large.needed_bytes) / slope
-    return int(max(reach, 0) ** (1 / power))
+    known = [
+        (number, number**power, point.needed_bytes, point.peak_bytes)
+        for number, point in sorted(tried.items())
+        if point.needed_bytes is not None and point.peak_bytes is not None
+    ]
+    if len(known) < 2:
+        return None
+    (_, low, *less), (largest, high, *more) = known[0], known[-1]
+    which, room = (0, limit) if len(tried) == 2 else (1, limit - own)
+    rise = more[which] - less[which]
+    if rise <= 0:
+        return 8 * largest
+    return int(max(high + (room - more[which]) * (high - low) / rise, 0) ** (1 / power))
 
 
-def _search(fits: Callable[[int], bool], guess: int, known: int, most: int) -> int:
-    """Return the largest number up to `most` that fits: from a guess in strides that double, then by halving.
+def _search(fits: Callable[[int], bool], crossing: Callable[[], int | None], good: int, bad: int) -> int:
+    """Return the largest number that fits, known to lie from `good` on and below `bad`.
 
-    known: one that fits, 0 where none does and where none may.
+    crossing: a guess, asked for again after every number that fits; None where nothing can be said. While all fit, the
+    guesses are followed in strides that at least double; from the first that does not, back in such strides; then by
+    halving.
     """
-    good, bad, probe, stride = known, most + 1, min(max(guess, known + 1), most), 1
+    guess, stride, missed = crossing(), 1, False
+    probe = (good + bad) // 2 if guess is None else guess
     while bad - good > 1:
+        probe = min(max(probe, good + 1), bad - 1)
         if fits(probe):
             good = probe
+            probe = (good + bad) // 2 if missed else max(crossing() or 0, good + stride)
         else:
-            bad = probe
-        if bad > most:
-            probe = good + stride
-        elif good == known:
-            probe = bad - stride
-        else:
-            probe = (good + bad) // 2
-        probe, stride = min(max(probe, good + 1), bad - 1), 2 * stride
+            bad, missed = probe, True
+            probe = max(bad - stride, (good + bad) // 2)
+        stride *= 2
     return good
 
 

@@ -164,6 +164,8 @@ class Setting:
     pretrained: whether the network's weights were loaded rather than drawn.
     new_network: makes another network of the same shape; its weights depend on the run's seed and on the number given.
     replay_device, replay_dtype: where replay slots lie, and what images in them are stored in.
+    shapes_only: whether tensors have no values, in a prediction: what is done alike for many samples one after the
+    other may be done for two of them.
     """
 
     network: Network
@@ -181,6 +183,7 @@ class Setting:
     pretrained: bool = False
     replay_device: str = ""
     replay_dtype: torch.dtype = torch.uint8
+    shapes_only: bool = False
 
     def __post_init__(self) -> None:
         """Let replay slots lie on the device unless they are put elsewhere."""

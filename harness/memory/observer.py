@@ -10,7 +10,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -131,7 +131,9 @@ class Observer(PhaseMarker):
 
     def scan(self) -> None:
         """Record every tensor that has a role now, gradients included."""
-        state = {role: list(tensors) for role, tensors in self._state().items()}
+        self._scan({role: list(tensors) for role, tensors in self._state().items()})
+
+    def _scan(self, state: Mapping[str, list[Tensor]]) -> None:
         for parameter in state.get("parameters", ()):
             if parameter.requires_grad and parameter not in self._hooked:
                 self._hooked[parameter] = True
@@ -142,10 +144,11 @@ class Observer(PhaseMarker):
         self._observe((("gradients", gradient) for gradient in gradients), mark)
 
     def _phase_begins(self) -> None:
-        self.scan()
+        state = {role: list(tensors) for role, tensors in self._state().items()}
+        self._scan(state)
         here: dict[int, tuple[str, int]] = {}
         elsewhere: dict[int, tuple[str, int]] = {}
-        for role, tensors in self._state().items():
+        for role, tensors in state.items():
             for storage in _storages(tensors):
                 sizes = here if self._counts(storage) else elsewhere
                 known = sizes.get(address_of(storage))

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
 from harness.memory.log import AllocationLog, Event
@@ -84,6 +84,8 @@ class ShapeRecorder(TorchDispatchMode):
         on_meta = any(isinstance(argument, Tensor) and argument.device == META for argument in args)
         if func is aten.add.Tensor and _accumulates(*args[:2]):
             return args[0]
+        if func in DRAWS and (on_meta or isinstance(args[0], Parameter)):
+            return args[0]
         known = RULES.get(func) if on_meta else None
         result = func(*args, **kwargs) if known is None else known(self, *args, **kwargs)
         modelled = on_meta and not self._cuda and func in SCRATCH
@@ -104,14 +106,13 @@ class ShapeRecorder(TorchDispatchMode):
             self._change(CUBLAS, cublas_workspace_bytes())
 
     def _returned(self, name: str, arguments: Any, result: Any) -> None:
-        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                # what came from numpy was not allocated by torch, and is met first as an argument
-                on_host = not self._cuda and storage._cdata not in given
-                if storage.device == META or on_host:
-                    self._born(storage, name)
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors(arguments)}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            # what came from numpy was not allocated by torch, and is met first as an argument
+            on_host = not self._cuda and storage._cdata not in given
+            if storage.device == META or on_host:
+                self._born(storage, name)
 
     def _change(self, name: str, size: int) -> None:
         """Log scratch: allocated (+) or, of that size, released (-)."""
@@ -151,6 +152,17 @@ class ShapeRecorder(TorchDispatchMode):
             return result
 
         return resize
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 def _accumulates(one: Any, other: Any) -> bool:
@@ -231,6 +243,8 @@ def _like_first(recorder: ShapeRecorder, x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+DRAWS = {aten.uniform_.default, aten.normal_.default}
+"""Left out: torch takes longer for them than for all else, and initial weights need no values, on the host neither."""
 RULES: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _positions,

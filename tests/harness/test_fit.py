@@ -26,16 +26,30 @@ def spec(**changes: Any) -> RunSpec:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 400), st.integers(-5, 900), st.integers(0, 400))
-def test_the_search_finds_the_last_that_fits_from_any_guess(last: int, guess: int, known: int) -> None:
+@given(st.integers(0, 400), st.one_of(st.none(), st.integers(-5, 900)), st.integers(0, 400), st.integers(1, 401))
+def test_the_search_finds_the_last_that_fits_from_any_guess(last: int, guess: int | None, good: int, bad: int) -> None:
     tried: list[int] = []
 
     def fits(number: int) -> bool:
         tried.append(number)
         return number <= last
 
-    assert fitting._search(fits, guess, min(known, last), 400) == last
+    assert fitting._search(fits, lambda: guess, min(good, last), max(bad, last + 1)) == last
     assert len(set(tried)) == len(tried) <= 20
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
+@pytest.mark.parametrize("budget", ["7MiB", "9MiB", "60MiB", "300MiB"])
+@pytest.mark.usefixtures("affine")
+def test_on_a_straight_line_few_predictions_are_enough(
+    monkeypatch: pytest.MonkeyPatch, target: str, budget: str
+) -> None:
+    monkeypatch.setattr(fitting, "own_process_bytes", lambda spec, sources: 1_000_000)
+    found = fit(spec(target=target, budget=budget), "batch")
+    own = 1_000_000 if target == "cpu" else 0
+    assert found.largest is not None
+    assert found.largest.size == (found.limit_bytes - own - WEIGHTS) // PER_SAMPLE
+    assert len(found.points) <= 6
 
 
 PER_SAMPLE, WEIGHTS = 100_000, 5_000_000
