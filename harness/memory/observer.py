@@ -34,9 +34,15 @@ class Recorder(Protocol):
         ...
 
 
+PATIENCE_S = 60.0
+
+
 def collect() -> None:
-    """Collect cyclic garbage, for certain: `gc.collect` does nothing while another thread is in the middle of it."""
-    me, done = threading.get_ident(), False
+    """Collect cyclic garbage, for certain: `gc.collect` does nothing while another thread is in the middle of it.
+
+    Raises ClmemError when that other thread does not come to an end, as one whose finalizer waits for ever.
+    """
+    me, done, patience = threading.get_ident(), False, time.monotonic() + PATIENCE_S
 
     def note(phase: str, info: dict[str, int]) -> None:
         nonlocal done
@@ -46,6 +52,10 @@ def collect() -> None:
     try:
         while not done:
             gc.collect()
+            if not done and time.monotonic() > patience:
+                raise ClmemError(
+                    f"another thread has been collecting garbage for {PATIENCE_S:g} s; memory would differ"
+                )
             if not done:
                 time.sleep(0.001)
     finally:

@@ -7,7 +7,6 @@ the data digest may differ between machines by its rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
+from harness.streams.bar import bar
 from harness.streams.catalog import StreamInfo
 from harness.streams.samples import ArrayImages, DataSet, Split
 
@@ -148,13 +148,11 @@ def _numbered(by_class: dict[str, list[Path]]) -> list[Item]:
 
 def _decode(items: list[Item], size: int) -> NDArray[np.uint8]:
     """Return uint8 [N, 3, size, size]."""
-    from rich.console import Console
-    from rich.progress import track
-
     images = np.empty((len(items), 3, size, size), np.uint8)
-    shown: Iterable[Item] = track(items, "decoding images", console=Console(stderr=True), transient=True)
-    for row, (file, _) in zip(images, shown, strict=True):
-        row[:] = _image(file, size)
+    with bar("decoding images", len(items)) as advance:
+        for row, (file, _) in zip(images, items, strict=True):
+            row[:] = _image(file, size)
+            advance()
     return images
 
 

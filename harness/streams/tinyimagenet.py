@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UsageError
 from harness.streams.archives import Archive, check_md5, download, find, missing
+from harness.streams.bar import bar
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,14 @@ def _write(folder: Path, source: TinySource, files: _Files) -> None:
 
 
 def _decode(folder: Path, split: str, files: _Files, items: list[tuple[str, int]]) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     # Straight to disk: the training images are 1.2 GB.
     images = np.lib.format.open_memmap(
         folder / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(items), 3, 64, 64)
     )
-    shown = track(items, f"decoding TinyImageNet ({split})", console=Console(stderr=True), transient=True)
-    for row, (name, _) in zip(images, shown, strict=True):
-        row[:] = _image(files, name)
+    with bar(f"decoding TinyImageNet ({split})", len(items)) as advance:
+        for row, (name, _) in zip(images, items, strict=True):
+            row[:] = _image(files, name)
+            advance()
     images.flush()
     np.save(folder / f"{split}_labels.npy", np.array([label for _, label in items], np.uint8))
 

@@ -7,6 +7,10 @@ import threading
 import time
 import weakref
 
+import pytest
+
+from harness.errors import ClmemError
+from harness.memory import observer
 from harness.memory.observer import collect
 
 
@@ -30,4 +34,17 @@ def test_a_collection_under_way_in_another_thread_is_waited_for() -> None:
     del garbage
     collect()
     assert gone() is None
+    other.join()
+
+
+def test_a_collection_that_does_not_end_is_an_error_and_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observer, "PATIENCE_S", 0.1)
+    Cycle(pause_s=0.6)
+    other = threading.Thread(target=gc.collect)
+    other.start()
+    time.sleep(0.1)
+    with pytest.raises(ClmemError, match="collecting garbage for 0.1 s"):
+        collect()
     other.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +189,11 @@ def test_an_unreadable_image_is_named(kind: str, images: Path) -> None:
     victim = images / "zebra" / "005.png"
     content = {"noise": b"no image at all", "truncated": victim.read_bytes()[:-40], "empty": b""}[kind]
     victim.write_bytes(content)
-    assert str(victim) in (message := refusal(images))
-    assert "no readable image" in message
+    with pytest.raises(UsageError, match="no readable image") as refused:
+        open_folder(images)
+    assert str(victim) in str(refused.value)
+    # while the error is held: a bar's threads that are left to the garbage collector can block it for ever
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("rich")]
 
 
 def test_too_much_for_memory_is_refused_before_reading_with_the_size(
