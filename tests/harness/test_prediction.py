@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from harness.errors import UsageError
 from harness.memory.caching import OutOfReservedError
+from harness.memory.predicted import ShapeRecorder
 from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -50,6 +53,28 @@ def test_lean_peaks_are_predicted_to_a_thousandth() -> None:
     (run,) = measured(spec("sparcl-er", "lean", width=4, batch_size=8, measure="peak"))
     assert run.allocator is not None
     assert predicted_peak_bytes(run.spec) == pytest.approx(run.allocator.peak_bytes, rel=1e-3)
+
+
+def test_one_small_image_is_unfolded_into_columns_instead_of_blocked() -> None:
+    """The sizes are those that the real allocator's log has for the same calls (torch 2.15)."""
+    recorder = ShapeRecorder()
+    recorder.start()
+    image, weight = torch.randn(1, 8, 32, 32, device="meta"), torch.randn(8, 8, 3, 3, device="meta")
+    marks = [recorder.mark()]
+    out = torch.conv2d(image, weight, None, 1, 1)
+    marks.append(recorder.mark())
+    sizes = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    kept = torch.ops.aten.convolution_backward(out, image, weight, None, *sizes)
+    marks.append(recorder.mark())
+    log = recorder.stop()
+    forward, backward = (
+        [event.size_bytes for event in log.events[log.marks[first] : log.marks[last]]]
+        for first, last in pairwise(marks)
+    )
+    columns, map_bytes = 4 * 72 * 1024, 4 * 8 * 1024
+    assert forward == [columns, map_bytes, -columns]
+    assert backward == [map_bytes, 4 * 8 * 72, columns, -columns]
+    assert len(kept) == 3
 
 
 def test_removed_channels_are_predicted_too() -> None:
