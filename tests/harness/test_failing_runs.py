@@ -132,8 +132,8 @@ def test_a_pass_that_runs_out_of_memory_beside_others_is_tried_once_more_alone(m
 
 
 def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:
+    impossible = spec("sgd", measure="accuracy").model_copy(update={"batch_size": 100_000})
     with pytest.raises(UsageError, match=r"batch"):
-        impossible = spec("sgd", measure="accuracy").model_copy(update={"batch_size": 100_000})
         run_specs([impossible], lambda result: None, timeout_s=60)
 
 
