@@ -20,18 +20,19 @@ from harness.errors import UsageError
 from harness.files import read_toml, write_text
 from harness.results import RunResult, load_results, save_result
 from harness.spec import Conditions, RunSpec, Scalar, spec_errors
-from harness.suite import run_specs
+from harness.suite import has_its_settings, run_specs
 
 SEARCH = Path(__file__).with_name("tuning.toml")
 
 
 class Search(Conditions):
-    """A search: per method the values of its settings, whose combinations are its candidates."""
+    """A search: per method the values of its settings, whose combinations are its candidates; notes are for readers."""
 
     title: str
     candidates: int = Field(ge=1)
     stream: str
     seed: int = Field(ge=0)
+    notes: str = ""
     grid: dict[str, dict[str, list[Scalar]]]
 
     @model_validator(mode="after")
@@ -106,7 +107,9 @@ def main(arguments: list[str]) -> int:
     directory = Path(arguments[0]) if arguments else Path("results/tuning")
     directory.mkdir(parents=True, exist_ok=True)
     search = load_search(SEARCH)
-    results = {result.run_id: result for result in load_results(directory)}
+    stored = {result.run_id: result for result in load_results(directory)}
+    specs = {spec.run_id: spec for spec in search.specs()}
+    results = {key: result for key, result in stored.items() if key in specs and has_its_settings(result, specs[key])}
     missing = [spec for spec in search.specs() if spec.run_id not in results]
 
     def keep(result: RunResult) -> None:
@@ -121,7 +124,7 @@ def main(arguments: list[str]) -> int:
         f"{search.network} of width {search.width}, batch {search.batch_size}, buffer {search.buffer_size}, replay "
         f"{search.replay_size}, {search.epochs} epoch(s), seed {search.seed}; torch {where.get('torch')} on "
         f"{where.get('device')}.\nScored on a tenth of the training samples, held out: the mean of class-IL and "
-        "task-IL accuracy, or the one that a method has.\n\n"
+        f"task-IL accuracy, or the one that a method has. {search.notes}\n\n"
     )
     rows = table(search, results)
     print(write_text(directory / "tuning.md", f"{intro}{rows}\n\n{commits(search, results)}\n"))

@@ -27,6 +27,10 @@ class Pretrained:
     resumed_at: list[int]
 
 
+IMAGES = "images"
+"""What a folder of images is called where a stream has its name."""
+
+
 def pretrain(
     spec: RunSpec,
     out: Path,
@@ -43,9 +47,12 @@ def pretrain(
     checkpoints beside `out`, from which the same call goes on after an interruption. Raises UsageError for what cannot
     be read.
     """
-    stream = None if folder is None else _folder_stream(spec, folder, image_size)
-    if stream is None:
+    if folder is None:
+        stream = None
         prepare(spec.stream, sources.data_root)
+    else:
+        stream = _folder_stream(spec, folder, image_size)
+        spec = spec.model_copy(update={"stream": IMAGES})  # settings that were tuned for a stream are not for these
     run = build(spec, Unwatched(), sources, stream)
     file = out.with_name(f".{out.name}.checkpoint")
     checkpoint = Checkpoint(file, {"run": spec.run_id, "data": run.stream.data_digest}, every_s)

@@ -267,7 +267,7 @@ def run_suite(
             path = directory / f"{spec.run_id}.json"
             if path.exists():
                 result = load_result(path)
-                if not (retry and result.status in ("crashed", "timeout")):
+                if has_its_settings(result, spec) and not (retry and result.status in ("crashed", "timeout")):
                     results[spec.run_id] = result
 
         def keep(result: RunResult) -> None:
@@ -285,6 +285,14 @@ def run_suite(
             watcher=watcher,
         )
     return [results[spec.run_id] for spec in specs]
+
+
+def has_its_settings(result: RunResult, spec: RunSpec) -> bool:
+    """Say whether a stored run had the hyper-parameters that its spec means today; values tuned since then differ."""
+    from harness.registry import method_config
+
+    today = method_config(spec).model_dump(mode="json")
+    return all(today[key] == value for key, value in result.method_config.items() if key in today)
 
 
 def checkpoint_path(directory: Path, spec: RunSpec) -> Path:

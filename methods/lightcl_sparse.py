@@ -100,8 +100,8 @@ class LightCLSparse(LightCL):
         self.pruned = {}
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
-        """Leave pruned weights where they are: at zero."""
-        if parameter.grad is not None:
+        """Leave pruned weights where they are: at zero. Those ranked together have no gradient to begin with."""
+        if parameter.grad is not None and self.config.ranking != "grouped":
             self._prune(name, parameter.grad)
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:

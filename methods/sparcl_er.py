@@ -17,9 +17,9 @@ Differs from the paper / the released code in:
 - the paper's importance weighs gradients of the batch and of the buffer apart; as released one gradient holds both.
 - only the released code's bounds for a sparsity of .75 are known; the others move by the same .01.
 - at a sparsity of .8 or more the default `gradient_keep` leaves every open weight its gradient.
-- a weight that is opened gets gradients from the next gradient mask on.
+- a gradient mask is renewed with every weight mask: as released, weight masks move where an epoch begins, which does.
 - a removed sample is left out of the batch that the common stream put it in, so batches become smaller, not fewer; one
-  that would have fewer than two samples is learnt whole. In a task of one epoch it may never have been seen.
+  that would have fewer than two samples is learnt whole.
 - what is left out is not offered to the buffer either. Replay is as in `er`, but from task 1 on (as released).
 """
 

@@ -3,7 +3,7 @@
     loss = CE(f(x), y), of which only the layers from `boundary` on are learnt
 
 The trunk before the boundary runs in eval mode without gradients. What LightCL saves beside SGD is mostly what this
-saves: its regulariser can be judged only against a tail trained by plain SGD.
+saves: its regulariser can be judged only against a tail trained by plain SGD, on the same logits: the task's slice.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class TailSGD(Method):
         """Hyper-parameters."""
 
         lr: float = Field(0.1, gt=0, description="SGD learning rate (that of sgd)")
+        head: Literal["class_il", "task_il"] = Field(
+            "task_il", description="cross-entropy over the current task's slice (LightCL's), or over all classes"
+        )
 
     config: Config
 

@@ -15,8 +15,9 @@ from reports.units import Statistic, mib, plural
 SHARE_MARGIN = 0.05
 """How far, as a fraction, an accuracy may lie from one task's share and still be about it."""
 
-Found = tuple[str, bool]
-"""The numbers as text, and whether they are as expected."""
+Found = tuple[str, bool | None]
+"""The numbers as text, and whether they are as expected; None where they differ by less than their deviations."""
+OUTCOMES = {True: "holds", False: "**does not hold**", None: "within the spread"}
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,23 @@ class Statement:
 
 def expectations_table(section: Section) -> str:
     """Return one row per statement that the section can tell about; empty when there is none."""
-    rows = [[text, found, "holds" if holds else "**does not hold**"] for text, found, holds in _findings(section)]
+    rows = [[text, found, OUTCOMES[holds]] for text, found, holds in _findings(section)]
     return markdown_table(["expected", "found", ""], rows, left=3)
 
 
 def expectations_sentence(section: Section) -> str:
-    """Say how many of the statements hold."""
+    """Say how many of the statements hold, and how many these numbers cannot tell."""
     outcomes = [holds for _, _, holds in _findings(section)]
-    return f"Holding on these numbers: {sum(outcomes)} of {plural(len(outcomes), 'expectation')}." if outcomes else ""
+    if not outcomes:
+        return ""
+    text = f"Holding on these numbers: {outcomes.count(True)} of {plural(len(outcomes), 'expectation')}"
+    open_ = outcomes.count(None)
+    return (
+        f"{text}; {open_} cannot be told, as the difference is within the spread of the seeds." if open_ else f"{text}."
+    )
 
 
-def _findings(section: Section) -> Iterator[tuple[str, str, bool]]:
+def _findings(section: Section) -> Iterator[tuple[str, str, bool | None]]:
     by_method: dict[str, list[Cell]] = {}
     for cell in (cell for cell in section.cells if cell.is_plain):  # of methods, not of how they are carried out
         by_method.setdefault(cell.method, []).append(cell)
@@ -63,10 +70,18 @@ def _best(joint: Cell, section: Section, metric: str) -> Found | None:
     if own is None or not others:
         return None
     best, cell = max(others, key=lambda other: other[0].mean)
-    return f"{own.percent()} %, next {cell.label} {best.percent()} %", own.mean > best.mean
+    return f"{own.percent()} %, next {cell.label} {best.percent()} %", _larger(own, best)
 
 
-def _compared(metric: str, expected: Callable[[Statistic, Statistic], bool]) -> Callable[[Cell, Cell], Found | None]:
+def _larger(one: Statistic, other: Statistic) -> bool | None:
+    """Say whether a mean is larger; None where the two differ by no more than both deviations."""
+    spread = (one.deviation or 0) + (other.deviation or 0)
+    return None if spread and abs(one.mean - other.mean) <= spread else one.mean > other.mean
+
+
+def _compared(
+    metric: str, expected: Callable[[Statistic, Statistic], bool | None]
+) -> Callable[[Cell, Cell], Found | None]:
     def check(one: Cell, other: Cell) -> Found | None:
         first, second = one.metric(metric), other.metric(metric)
         if first is None or second is None:
@@ -142,13 +157,11 @@ STATEMENTS = (
         ("derpp", "sgd"),
         _clearly_above,
     ),
-    Statement(
-        "ewc above sgd, task-IL", ("ewc", "sgd"), _compared("task_il_accuracy", lambda ewc, sgd: ewc.mean > sgd.mean)
-    ),
+    Statement("ewc above sgd, task-IL", ("ewc", "sgd"), _compared("task_il_accuracy", _larger)),
     Statement("pnn forgets nothing at all, task-IL", ("pnn",), _forgets_nothing),
     Statement(
         "lightcl forgets less than tail-sgd, task-IL",
         ("lightcl", "tail-sgd"),
-        _compared("task_il_forgetting_max_previous", lambda lightcl, tail: lightcl.mean < tail.mean),
+        _compared("task_il_forgetting_max_previous", lambda lightcl, tail: _larger(tail, lightcl)),
     ),
 )

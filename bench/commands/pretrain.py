@@ -21,12 +21,15 @@ from bench.options import (
     make_spec,
     read_setting,
 )
+from harness.errors import UsageError
 from harness.spec import weights_label
 
 
 def pretrain(
     out: Annotated[Path, typer.Argument(help="The file to write, for example trunk.safetensors.")],
-    stream: Annotated[str, typer.Option(help="Stream whose classes are learnt all at once.")] = "split-fashion-mini",
+    stream: Annotated[
+        str | None, typer.Option(help="Stream whose classes are learnt all at once (default: split-fashion-mini).")
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="A folder of images instead, FOLDER/class/image, with train/ and val/ or without."),
@@ -42,9 +45,11 @@ def pretrain(
     data_root: DataRoot = None,
 ) -> None:
     """Train a network and save its weights, for --weights. The same command goes on after an interruption."""
+    if stream is not None and images is not None:
+        raise UsageError(f"--stream {stream} and --images {images} are two sets of data to train on; give one of them")
     spec = make_spec(
         method="joint",
-        stream=stream,
+        stream=stream or "split-fashion-mini",
         network=network,
         width=width,
         weights=None if weights is None else weights_label(str(weights)),

@@ -1,11 +1,16 @@
-"""Dynamic data removal (DDR) of SparCL: samples that are never forgotten are left out for the rest of their task.
+"""Dynamic data removal (DDR) of SparCL: samples that were learnt and not forgotten are left out for the rest of a task.
 
 Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022; forgetting events are those of Toneva et
 al., "An Empirical Study of Example Forgetting", ICLR 2019.
 
 A sample is forgotten once for every time that it is learnt wrong after it was learnt right. At 10, 20, 30 and 40 % of a
-task's steps a quarter of `share` of its samples is removed, the least forgotten first, ties by chance. All return with
-the next task. (Released: after epochs 5, 10, 15 and 20 of 50.)
+task's steps a quarter of `share` of its samples is removed, the least forgotten first, ties by chance; those that were
+never right, or never seen, go last. All return with the next task. (Released: after epochs 5, 10, 15 and 20 of 50.)
+
+In a task of one epoch samples are removed once they have been seen, and would not have come again: nothing is saved.
+
+Differs from the released code: right is what is right in the task's slice, there over all classes; and what is known of
+a sample is kept through a task, there it begins anew after each removal.
 """
 
 from __future__ import annotations
@@ -64,8 +69,10 @@ class DataRemoval:
         missing = wanted - int(removed.sum())
         if missing > 0:
             rest = self.setting.rng.permutation(np.flatnonzero(~removed))  # so that a stable sort breaks ties by chance
-            forgotten = self.forgotten.cpu().numpy()[rest]
-            removed[rest[np.argsort(forgotten, kind="stable")[:missing]]] = True
+            forgotten, right = self.forgotten.cpu().numpy()[rest], self.correct.cpu().numpy()[rest]
+            never_learnt = (forgotten == 0) & ~right
+            order = np.where(never_learnt, np.iinfo(forgotten.dtype).max, forgotten)
+            removed[rest[np.argsort(order, kind="stable")[:missing]]] = True
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which rows of a batch are learnt: those not removed, or all where fewer than two would remain."""

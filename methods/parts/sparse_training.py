@@ -5,7 +5,8 @@ Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022.
     start        open the (1 - s) largest |w| of every masked layer
     TDM          I = |w| + alpha |g|: close the least important open weights down to the lower bound, then open closed
                  weights by chance, with value 0, up to the upper bound; w <- M_w w
-    DGM          M_g = the largest |g| among open weights, `gradient_keep` of the layer's elements; kept for 30 batches
+    DGM          M_g = the largest |g| among open weights, `gradient_keep` of the layer's elements; renewed every 30
+                 batches, and whenever weights were opened, which could not learn before
     every step   g <- M_g g
 
 Masked are the 3x3 convolutions whose name starts with `layer` (sixteen in ResNet-18); stem, shortcuts and head stay
@@ -131,7 +132,7 @@ class SparseTraining:
         update = update_at(step, total)
         self.bounds = None if update is None else bounds(update, self.config.sparsity, self.config.margin)
         self.seed = 0 if update is None else int(self.setting.rng.integers(2**63))
-        self.refresh = step % self.config.gradient_mask_every == 0
+        self.refresh = update is not None or step % self.config.gradient_mask_every == 0
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Move the masks that are due to move, then mask the gradient; a dense parameter is left alone."""
@@ -147,7 +148,7 @@ class SparseTraining:
     def usable_gradient(self, name: str) -> Tensor:
         """Return bool [n]: the elements of a layer's gradient that `adjust_gradient` will look at or let through."""
         usable = self.weights[name].read()
-        if self.bounds is not None and self.refresh:  # what opens may move at once
+        if self.bounds is not None:  # what opens may move at once
             lower, upper = (open_count(len(usable), sparsity) for sparsity in self.bounds)
             if upper > lower:
                 usable.index_fill_(0, drawn_from(~usable, upper - lower, self._rng(name)), True)
@@ -157,13 +158,11 @@ class SparseTraining:
         return np.random.default_rng([self.seed, list(self.weights).index(name)])
 
     def _move_weight_mask(self, name: str, weight: Tensor, gradient: Tensor, lower: float, upper: float) -> None:
-        mask, moving = self.weights[name], self.gradients[name]
+        mask = self.weights[name]
         open_ = mask.read()
         close_least_important(open_, weight, gradient, open_count(len(weight), lower), self.config.gradient_weight)
         mask.write(open_)
         mask.multiply(weight)  # before any is opened again: those begin at 0
-        if not self.refresh:
-            moving.write(moving.read() & open_)
         open_by_chance(open_, open_count(len(weight), upper) - open_count(len(weight), lower), self._rng(name))
         mask.write(open_)
 

@@ -15,6 +15,7 @@ from harness.build import build
 from harness.errors import UsageError
 from harness.execution.monitor import Unwatched
 from harness.pretrain import Pretrained, pretrain
+from harness.registry import method_class, method_config
 from harness.spec import RunSpec, Sources, weights_label
 from harness.training import Progress
 
@@ -101,3 +102,7 @@ def test_a_folder_of_images_makes_a_trunk(tmp_path: Path) -> None:
     done = pretrained(tmp_path / "trunk.safetensors", folder=tmp_path / "photos", batch_size=18, epochs=2)
     assert done.steps == 6
     assert load_file(done.path)["fc.weight"].shape == (3, 8)
+    default = method_class("joint").Config().lr
+    assert method_config(spec()).lr != default, "tuned on another data set"
+    with safe_open(done.path, "pt") as file:
+        assert f"lr {default}," in file.metadata()["steps"]

@@ -52,12 +52,24 @@ def test_removals_only_grow_and_never_exceed_their_share(total: int, num_samples
 def test_the_least_forgotten_are_removed_first() -> None:
     samples = removal(40)
     samples.forgotten.copy_(torch.tensor([step % 4 for step in range(40)]))
+    samples.correct.fill_(True)
     samples.begin_step(10, 100)  # 3 of the ten samples that were never forgotten
     assert int(samples.removed.sum()) == 3
     assert set(samples.removed.nonzero().flatten().tolist()) <= set(range(0, 40, 4))
     samples.begin_step(40, 100)  # 12: all ten of those, and two of the next ten
     assert bool(samples.removed[::4].all())
     assert int(samples.removed[1::4].sum()) == 2
+
+
+def test_samples_that_were_never_learnt_are_removed_last() -> None:
+    samples = removal(100)
+    samples.correct[:25] = True  # learnt and kept
+    samples.forgotten[25:28] = 2  # learnt and forgotten; the others were never right
+    samples.begin_step(30, 100)  # 22 of the first
+    assert int(samples.removed.sum()) == int(samples.removed[:25].sum()) == 22
+    samples.begin_step(40, 100)  # 30: all of the first, those that were forgotten, and two of the others
+    assert bool(samples.removed[:28].all())
+    assert int(samples.removed[28:].sum()) == 2
 
 
 def test_ties_are_broken_by_the_methods_chance() -> None:

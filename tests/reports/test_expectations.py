@@ -32,6 +32,24 @@ def test_replay_must_be_clearly_above_plain_training(accuracy_run: MakeRun, er: 
     assert outcomes(runs)["er clearly above sgd, class-IL (by more than both deviations)"] == outcome
 
 
+@pytest.mark.parametrize(("ewc", "outcome"), [(0.9, "holds"), (0.65, "within the spread"), (0.2, "**does not hold**")])
+def test_what_lies_within_the_spread_of_the_seeds_neither_holds_nor_fails(
+    accuracy_run: MakeRun, ewc: float, outcome: str
+) -> None:
+    runs = [accuracy_run("sgd", seed, None, matrix(0.5 + 0.2 * seed, 0.9)) for seed in (0, 1)]
+    runs += [accuracy_run("ewc", seed, None, matrix(ewc, 0.9)) for seed in (0, 1)]
+    assert outcomes(runs) == {"ewc above sgd, task-IL": outcome}
+    told = "0 of 1 expectation; 1 cannot be told" if outcome.startswith("within") else "of 1 expectation."
+    assert told in expectations_sentence(*sections(runs))
+
+
+@pytest.mark.parametrize(("lightcl", "outcome"), [(0.9, "holds"), (0.2, "**does not hold**")])
+def test_a_regulariser_must_forget_less_than_its_control(accuracy_run: MakeRun, lightcl: float, outcome: str) -> None:
+    lasts = {"lightcl": lightcl, "tail-sgd": 0.5}
+    runs = [accuracy_run(name, seed, None, matrix(last, 0.9)) for name, last in lasts.items() for seed in (0, 1)]
+    assert outcomes(runs) == {"lightcl forgets less than tail-sgd, task-IL": outcome}
+
+
 @pytest.mark.parametrize(("last", "outcome"), [(0.9, "holds"), (0.8, "**does not hold**")])
 def test_a_network_of_columns_must_forget_nothing(accuracy_run: MakeRun, last: float, outcome: str) -> None:
     runs = [accuracy_run("pnn", 0, None, [[0.9, 0.5], [last, 0.95]])]
