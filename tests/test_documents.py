@@ -11,9 +11,11 @@ import typer
 
 from bench.cli import app
 from harness.job import Job
+from harness.networks import build_network
 from harness.processes import Workers
 from harness.registry import method_names
 from harness.spec import RunSpec
+from methods.parts.sparse_training import masked_weights
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,3 +96,12 @@ def test_no_document_or_source_names_a_machine() -> None:
         *(p for folder in ("bench", "harness", "methods", "reports") for p in (ROOT / folder).rglob("*.py")),
     ]:
         assert not pattern.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_arithmetic_of_sparse_weights_is_right() -> None:
+    shapes = masked_weights(build_network("resnet18", num_classes=10, width=64, seed=0)).values()
+    number = sum(weight.numel() for weight in shapes)
+    sizes = [(number * ((1 - sparsity) * 4 + 1 / 8)) / 2**20 for sparsity in (0.75, 0.9, 0.95)]
+    text = " ".join((ROOT / "docs" / "memory-of-methods.md").read_text(encoding="utf-8").split())
+    said = f"{4 * number / 2**20:.1f} MiB dense, take {sizes[0]:.1f}, {sizes[1]:.1f} and {sizes[2]:.1f} MiB at sparsities"
+    assert said in text
