@@ -103,5 +103,5 @@ def test_the_arithmetic_of_sparse_weights_is_right() -> None:
     number = sum(weight.numel() for weight in shapes)
     sizes = [(number * ((1 - sparsity) * 4 + 1 / 8)) / 2**20 for sparsity in (0.75, 0.9, 0.95)]
     text = " ".join((ROOT / "docs" / "memory-of-methods.md").read_text(encoding="utf-8").split())
-    said = f"{4 * number / 2**20:.1f} MiB dense, take {sizes[0]:.1f}, {sizes[1]:.1f} and {sizes[2]:.1f} MiB at sparsities"
-    assert said in text
+    few, fewer, fewest = (f"{size:.1f}" for size in sizes)
+    assert f"{4 * number / 2**20:.1f} MiB dense, take {few}, {fewer} and {fewest} MiB at sparsities" in text
