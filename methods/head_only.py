@@ -10,12 +10,13 @@ Without pretrained weights task 0 trains everything (`trunk=auto`), and costs wh
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from methods.base import searched
-from methods.parts.lean import TAIL
+from methods.parts.lean import WHOLE
 from methods.tail_sgd import TailSGD
 
 
@@ -24,7 +25,7 @@ class HeadOnly(TailSGD):
 
     name = "head-only"
     tuned = searched(lr=0.06)
-    lean = TAIL
+    lean: ClassVar[Mapping[str, object]] = {**WHOLE, "trunk_chunk": 1}  # nothing but the trunk's maps is left
 
     class Config(TailSGD.Config):
         """Hyper-parameters."""

@@ -45,7 +45,7 @@ class LightCLSparse(LightCL):
 
     name = "lightcl-sparse"
     checkpointed = (*LightCL.checkpointed, "pruned")
-    lean: ClassVar[Mapping[str, object]] = {**GROUPED_TAIL, "storage": "compact"}
+    lean: ClassVar[Mapping[str, object]] = {**GROUPED_TAIL, "trunk_chunk": 2, "storage": "compact"}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "released": {
             "weight_masks": "bool",

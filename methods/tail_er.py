@@ -14,7 +14,7 @@ from typing import Literal
 
 from methods.base import Setting, Task, searched
 from methods.er import ER
-from methods.parts.lean import TAIL
+from methods.parts.lean import WHOLE
 from methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -23,7 +23,7 @@ class TailER(ER):
 
     name = "tail-er"
     tuned = searched(lr=0.06)
-    lean = TAIL
+    lean = WHOLE
 
     class Config(ER.Config, TailConfig):
         """Hyper-parameters."""

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from methods.base import Batch, Method, Setting, Step, Task, Term, searched
-from methods.parts.lean import TAIL
+from methods.parts.lean import WHOLE
 from methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -24,7 +24,7 @@ class TailSGD(Method):
 
     name = "tail-sgd"
     tuned = searched(lr=0.01)
-    lean = TAIL
+    lean = WHOLE
 
     class Config(TailConfig):
         """Hyper-parameters."""

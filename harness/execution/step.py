@@ -5,6 +5,7 @@ A method says what a batch is learnt by; this file is the only one that calls `b
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -66,10 +67,14 @@ class Execution:
         kept = self.kept or self.method.kept_channels()
         if not kept:
             raise ValueError(
-                "storage=compact removes pruned channels, and this method prunes none, or holds their masks"
+                "storage=compact removes channels that are pruned in all summed branches alike and whose masks are not "
+                "held; this method has none"
             )
         remove_channels(self.method.network, kept, self.method.setting.image_shape)
         self.method.channels_removed()
+        gc.collect()  # the dependency graph and the dense weights lie in cycles, and would stay for a while
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     def _follow_method(self) -> None:
         """Take the method's network where it has put another one in its place."""

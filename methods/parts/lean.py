@@ -11,13 +11,10 @@ WHOLE: Mapping[str, object] = {
     "optimizer_in_backward": True,
     "trunk_chunk": 4,
 }
-"""For one term that learns the whole network."""
+"""For one term, whether it learns the whole network or a tail: shorter slices of a trunk would not lower the peak."""
 
 TERMWISE: Mapping[str, object] = {**WHOLE, "backward": "termwise"}
 """For several terms that learn the whole network: all of their activations at once are more than one more gradient."""
 
-TAIL: Mapping[str, object] = {**WHOLE, "trunk_chunk": 1}
-"""For one term that learns the tail behind a frozen trunk."""
-
-GROUPED_TAIL: Mapping[str, object] = {**TAIL, "grouped_bn": True}
+GROUPED_TAIL: Mapping[str, object] = {**WHOLE, "grouped_bn": True}
 """For several terms that learn a tail: its gradients are more than their activations, so they share one backward."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from typing import Any
 
 import pytest
@@ -124,6 +126,17 @@ def test_lightcl_learns_the_same_with_its_channels_removed() -> None:
         assert torch.equal(mask[alive], compact.masks[name]), "the same channels are important"  # type: ignore[attr-defined]
 
 
+def test_nothing_of_the_dense_network_outlives_the_removal() -> None:
+    net = network()
+    dense = weakref.ref(net.layer4[1].conv1.weight)
+    gc.disable()  # the garbage collector comes when it likes
+    try:
+        sparse("compact", net)
+        assert dense() is None
+    finally:
+        gc.enable()
+
+
 def test_a_compact_network_goes_through_a_checkpoint() -> None:
     method, execution = sparse("compact", network())
     task = make_task(0, size=8, side=SIDE)
@@ -154,5 +167,5 @@ def test_where_nothing_can_be_removed_it_is_refused(name: str, config: dict[str,
     values = {"memory_size": 3, **config} if name.startswith("lightcl") else config
     setting = make_setting(network(), executor=execution, image_shape=(3, SIDE, SIDE))
     method = cls(setting, cls.Config.model_validate(values))
-    with pytest.raises(ValueError, match="prunes none"):
+    with pytest.raises(ValueError, match="this method has none"):
         execution.attach(method)

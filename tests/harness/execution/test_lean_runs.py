@@ -40,7 +40,7 @@ def test_a_lean_run_adds_up_and_holds_less_than_a_plain_one() -> None:
 @pytest.mark.parametrize(
     ("method", "execution", "reason"),
     [
-        ("derpp", "storage=compact", "this method prunes none"),
+        ("derpp", "storage=compact", "this method has none"),
         ("derpp", "grouped_bn=true,backward=termwise", "choose one"),
         ("pnn", "checkpoint=block", "a column runs stage by stage"),
     ],
