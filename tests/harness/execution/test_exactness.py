@@ -116,7 +116,12 @@ def outcome(name: str, technique: str) -> str:
         prepared(name, technique)
     except ValueError as error:
         return f"refused: {error}"
-    lean, plain = learn(name, technique, steps=5), learnt_plainly(name)
+    largest = difference(name, technique, learn(name, technique, steps=5), learnt_plainly(name))
+    return "exact" if largest <= TOLERANCE else f"differs by {largest:.1e}"
+
+
+def difference(name: str, technique: str, lean: Method, plain: Method) -> float:
+    """Return by how much weights, running statistics or outputs differ at most."""
     images = double_batch(0, 0).images
     differences = [(lean.predict(images, 0) - plain.predict(images, 0)).abs().max()]
     network = plain.network
@@ -125,8 +130,7 @@ def outcome(name: str, technique: str) -> str:
         remove_channels(network, prepared(name, PLAIN)[0].kept_channels(), (3, SIDE, SIDE))
     pairs = zip(network.state_dict().values(), lean.network.state_dict().values(), strict=True)
     differences += [(one.double() - other.double()).abs().max() for one, other in pairs]
-    largest = float(torch.stack([difference.double() for difference in differences]).max())
-    return "exact" if largest <= TOLERANCE else f"differs by {largest:.1e}"
+    return float(torch.stack([difference.double() for difference in differences]).max())
 
 
 @pytest.mark.parametrize(("name", "technique"), sorted(QUICK))
@@ -147,11 +151,11 @@ def test_a_trunk_that_freezes_after_the_first_task_changes_nothing(name: str) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_float32_one_step_leads_to_the_same_outputs_up_to_rounding(name: str) -> None:
+def test_in_float32_a_step_of_each_task_leads_to_the_same_state_up_to_rounding(name: str) -> None:
     torch.set_default_dtype(torch.float32)
-    images = double_batch(0, 0).images
-    plain, lean = (learn(name, technique, 1, tasks=1).predict(images, 0) for technique in (PLAIN, LEAN))
-    assert float((plain - lean).abs().max()) <= 1e-5
+    small = {"lr": 1e-3}  # so that the second step, where something is replayed, begins where the first one did
+    plain, lean = (learn(name, technique, 1, **small) for technique in (PLAIN, LEAN))
+    assert difference(name, LEAN, lean, plain) <= 1e-5
 
 
 def table_text() -> str:
