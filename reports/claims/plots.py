@@ -75,20 +75,18 @@ def surface_figure(bench: Bench) -> Figure:
                 [batch for batch, _ in points],
                 [ratio for _, ratio in points],
                 LINE_STYLES[int(whole)],
+                linewidth=1.4
+                + 0.8
+                * (
+                    len(claim.against) - 1 - claim.against.index(larger)
+                ),  # where lines lie on each other, both are seen
                 marker="o",
                 markersize=4,
                 color=LINE_COLOURS[claim.against.index(larger) % len(LINE_COLOURS)],
                 label=f"{row.label}{replayed}",
             )
-        axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"claimed: {claim.headline.value:g}x",
-            (0.02, claim.headline.value),
-            (0, 3),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        label = f"claimed: {claim.headline.value:g}x"
+        axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(batch_sizes(bench), [str(batch) for batch in batch_sizes(bench)])
         axes.minorticks_off()

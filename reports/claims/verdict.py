@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from reports.claims.claim import Claim, Row
 from reports.claims.measured import Bench, Place
@@ -162,7 +162,7 @@ def surface(bench: Bench) -> str:
     claim = bench.claim
     value = claim.headline.value
     known = 0
-    reached: dict[tuple[str, str, str], list[int]] = {}
+    reached: dict[tuple[str, str, str, str], list[int]] = {}
     for name, dataset in claim.datasets.items():
         for smaller in smaller_rows(claim):
             for larger in claim.against:
@@ -174,7 +174,7 @@ def surface(bench: Bench) -> str:
                         known += 1
                         if ratio >= value:
                             how = "replaying a batch" if whole else ""
-                            key = (f"{claim.row(larger).label} over {claim.row(smaller).label}", dataset.title, how)
+                            key = (claim.row(larger).label, claim.row(smaller).label, dataset.title, how)
                             reached.setdefault(key, []).append(batch)
     if not known:
         return f"Not measured on {bench.target}: any ratio over batch sizes."
@@ -182,10 +182,26 @@ def surface(bench: Bench) -> str:
     text = f"On {bench.target} {value:g}x is reached in {total} of {known} measured combinations"
     text += " of rows, data set, batch and replay size"
     shown = [
-        f"{pair} on {dataset}{f' {how}' if how else ''} at batch {', '.join(map(str, batches))}"
-        for (pair, dataset, how), batches in reached.items()
+        f"{' or '.join(larger)} over {' or '.join(smaller)} on {dataset}{f' {how}' if how else ''} at batch "
+        f"{', '.join(map(str, batches))}"
+        for larger, smaller, dataset, how, batches in _together(reached)
     ]
     return f"{text}: {'; '.join(shown)}." if shown else f"{text}."
+
+
+def _together(
+    reached: Mapping[tuple[str, str, str, str], list[int]],
+) -> Iterator[tuple[list[str], list[str], str, str, list[int]]]:
+    """Yield larger rows, smaller rows, data set, replay and batches, where several rows have the same batches as one."""
+    by_smaller: dict[tuple[str, str, tuple[int, ...]], dict[str, list[str]]] = {}
+    for (label, smaller, dataset, how), found in reached.items():
+        by_smaller.setdefault((dataset, how, tuple(found)), {}).setdefault(smaller, []).append(label)
+    for (dataset, how, batches), rows in by_smaller.items():
+        merged: dict[tuple[str, ...], list[str]] = {}
+        for smaller, larger in rows.items():
+            merged.setdefault(tuple(larger), []).append(smaller)
+        for larger_labels, smaller_labels in merged.items():
+            yield list(larger_labels), smaller_labels, dataset, how, list(batches)
 
 
 def floor(bench: Bench) -> str:
