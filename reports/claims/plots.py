@@ -75,8 +75,8 @@ def surface_figure(bench: Bench) -> Figure:
                 [batch for batch, _ in points],
                 [ratio for _, ratio in points],
                 LINE_STYLES[int(whole)],
-                linewidth=1.4
-                + 0.8
+                linewidth=1.2
+                + 0.65
                 * (
                     len(claim.against) - 1 - claim.against.index(larger)
                 ),  # where lines lie on each other, both are seen

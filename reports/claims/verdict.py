@@ -192,7 +192,7 @@ def surface(bench: Bench) -> str:
 def _together(
     reached: Mapping[tuple[str, str, str, str], list[int]],
 ) -> Iterator[tuple[list[str], list[str], str, str, list[int]]]:
-    """Yield larger rows, smaller rows, data set, replay and batches, where several rows have the same batches as one."""
+    """Yield larger rows, smaller rows, data set, replay and batches: rows with the same batches together."""
     by_smaller: dict[tuple[str, str, tuple[int, ...]], dict[str, list[str]]] = {}
     for (label, smaller, dataset, how), found in reached.items():
         by_smaller.setdefault((dataset, how, tuple(found)), {}).setdefault(smaller, []).append(label)

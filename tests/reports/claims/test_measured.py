@@ -19,7 +19,7 @@ from reports.claims.measured import Bench, Place, benches, load_benches
 from reports.claims.page import claim_json, page, short, terminal
 from reports.claims.plots import draw_claim, surface_lines, waterfall_steps
 from reports.claims.tables import measured_table, ratio_table, surface_table
-from reports.claims.verdict import verdict
+from reports.claims.verdict import _together, verdict
 from reports.markdown import report_text
 
 MakeRun = Callable[..., RunResult]
@@ -111,6 +111,22 @@ def test_two_runs_of_one_cell_must_agree_to_the_byte(claim: Claim, run: MakeRun)
     assert [run.spec.measure for run in kept.runs.values()] == ["memory"], "which says more of the same cell"
     with pytest.raises(UsageError, match="the tensor peak of sgd on tinyimagenet differs"):
         benches(claim, [run("sgd", 640.0), run("sgd", 641.0, seed=1)])
+
+
+def test_rows_that_reach_the_claim_at_the_same_batches_are_named_together() -> None:
+    reached = {
+        ("ER", "A", "Tiny", ""): [64],
+        ("DER++", "A", "Tiny", ""): [32, 64],
+        ("SparCL", "A", "Tiny", ""): [32, 64],
+        ("DER++", "B", "Tiny", ""): [32, 64],
+        ("SparCL", "B", "Tiny", ""): [32, 64],
+        ("DER++", "B", "Tiny", "replaying a batch"): [32, 64],
+    }
+    assert list(_together(reached)) == [
+        (["ER"], ["A"], "Tiny", "", [64]),
+        (["DER++", "SparCL"], ["A", "B"], "Tiny", "", [32, 64]),
+        (["DER++"], ["B"], "Tiny", "replaying a batch", [32, 64]),
+    ]
 
 
 def test_the_verdict_says_what_was_claimed_recomputed_and_measured(claim: Claim, runs: list[RunResult]) -> None:
