@@ -71,15 +71,12 @@ def surface_figure(bench: Bench) -> Figure:
             row = claim.row(larger)
             replayed = " (a batch replayed)" if whole else ""
             replayed = replayed or (f" ({claim.conditions.replay_size} replayed)" if row.replays else "")
+            width = 1.2 + 0.65 * (len(claim.against) - 1 - claim.against.index(larger))  # lines on each other are seen
             axes.plot(
                 [batch for batch, _ in points],
                 [ratio for _, ratio in points],
                 LINE_STYLES[int(whole)],
-                linewidth=1.2
-                + 0.65
-                * (
-                    len(claim.against) - 1 - claim.against.index(larger)
-                ),  # where lines lie on each other, both are seen
+                linewidth=width,
                 marker="o",
                 markersize=4,
                 color=LINE_COLOURS[claim.against.index(larger) % len(LINE_COLOURS)],
