@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from itertools import count
 
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr while the block runs, and yield what moves it by one.
+    """Show a bar on stderr while the block runs, and yield what moves it by one; it is drawn anew at every percent.
 
-    It ends with the block, whatever ends that. Rich's `track` would end when the garbage collector finds it, whose
-    threads can then wait for each other for ever.
+    It has no thread: Rich's own refreshing ones, left to the garbage collector by an error, can block it for ever.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield partial(progress.advance, progress.add_task(description, total=total))
+    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+        task, numbers = progress.add_task(description, total=total), count(1)
+
+        def advance() -> None:
+            progress.advance(task)
+            if next(numbers) % max(1, total // 100) == 0:
+                progress.refresh()
+
+        yield advance
