@@ -34,7 +34,7 @@ def claims(
     from reports.claims.tables import within_tolerance
 
     chosen = load_claim(claim)
-    applied = chosen.fixes if fixes == ["all"] else [chosen.fix(name) for name in dict.fromkeys(fixes or [])]
+    applied = chosen.fixes if "all" in (fixes or []) else [chosen.fix(name) for name in dict.fromkeys(fixes or [])]
     usual = (Path("results") / name for name in chosen.suites)
     directories = results or [folder for folder in usual if any(folder.glob("*--*.json"))]
     benches = load_benches(chosen, directories)

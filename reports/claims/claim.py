@@ -89,12 +89,19 @@ class Measure(_Part):
 
 
 class Row(_Part):
-    """One row of the table. replays: whether the buffer shapes its peak. measured: by execution, e.g. `plain`."""
+    """One row of the table.
+
+    replays: whether the number of remembered samples shapes its peak. remembers: the method's setting with that number,
+    where it is not the run's replay size. own_batches: whether it learns other batches, or in another order, than the
+    others do. measured: by execution, e.g. `plain`.
+    """
 
     id: str
     title: str
     sparsity: float = 0.0
     replays: bool = False
+    remembers: str = ""
+    own_batches: bool = False
     memory: Formula
     flops: Formula
     published: dict[str, Published]

@@ -10,18 +10,28 @@ from typing import Literal
 
 from harness.errors import UsageError
 from harness.results import RunResult, load_results
-from reports.claims.claim import Claim, Measure
+from harness.techniques import PLAIN
+from reports.claims.claim import Claim, Measure, Row
 from reports.load import check_same_data
 
-EQUAL = ("clmem", "torch", "device", "allocator")
+ENVIRONMENT = ("clmem", "torch", "device", "allocator", "threads", "python", "libc", "system")
 """Parts of the environment that runs of one table must share. Commits may differ, and are listed with their runs."""
+
+SPEC = ("weights", "seed", "steps_per_task", "evaluate_on", "budget")
+"""Fields of a run's spec that runs of one table must share, beside what makes them runs of one cell."""
+
+EXECUTIONS = ("released", PLAIN, "lean")
+"""Executions in the order in which they are shown; others follow in the claim's own order."""
 
 Level = Literal["tensor", "process"]
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """One measured cell: a row in an execution, on a data set, at a batch and a replay size (0 where none replays)."""
+    """One measured cell: a row in an execution, on a data set, at a batch and a replay size.
+
+    replay_size: 0 for rows that replay nothing; for those that remember samples of their own, how many.
+    """
 
     dataset: str
     row: str
@@ -44,9 +54,13 @@ class Bench:
 
     @property
     def executions(self) -> list[str]:
-        """Return the executions that any row has, in the order of the claim."""
-        named = [name for row in self.claim.rows for name in row.measured]
-        return list(dict.fromkeys(named))
+        """Return the executions that any row has: as released, plain, lean, then others in the claim's order."""
+        named = dict.fromkeys(name for row in self.claim.rows for name in row.measured)
+        return [name for name in EXECUTIONS if name in named] + [name for name in named if name not in EXECUTIONS]
+
+    def executions_of(self, row: Row) -> list[str]:
+        """Return the executions of one row, in the same order."""
+        return [name for name in self.executions if name in row.measured]
 
     def place(
         self, dataset: str, row: str, execution: str, batch_size: int | None = None, replay_size: int | None = None
@@ -95,22 +109,30 @@ class Bench:
 def load_benches(claim: Claim, directories: Iterable[Path]) -> list[Bench]:
     """Return what the results of some directories measure of a claim, as `benches` does.
 
-    Raises UsageError for a directory without results too.
+    Raises UsageError for a directory without results too; a difference between runs names where they lie.
     """
     results: list[RunResult] = []
+    where: dict[str, list[str]] = {}
     for directory in directories:
         found = list(load_results(directory)) if directory.is_dir() else []
         if not found:
             raise UsageError(f"{directory} holds no results; run `clmem run` with --out {directory} first")
         results += found
-    return benches(claim, results)
+        for run in found:
+            where.setdefault(run.run_id, []).append(str(directory))
+    try:
+        return benches(claim, results)
+    except UsageError as error:
+        named = sorted((str(error).find(run_id), run_id) for run_id in where if run_id in str(error))
+        places = "; ".join(f"{run_id} lies in {' and '.join(where[run_id])}" for _, run_id in named)
+        raise UsageError(f"{error} ({places})" if places else str(error)) from error
 
 
 def benches(claim: Claim, results: Sequence[RunResult]) -> list[Bench]:
     """Return what some results measure of a claim, by target; targets of which nothing belongs to it are left out.
 
-    Raises UsageError where runs that would stand in one table differ: in the stream, the data, the batches, the weights
-    they start from or the environment.
+    Raises UsageError where runs that would stand in one table differ: in the stream, the data, the batches, the
+    schedule, the weights they start from or the environment; and where a run does not say which batches it consumed.
     """
     matched = [(place, run) for run in results for place in places_of(claim, run)]
     targets = dict.fromkeys(run.spec.target for _, run in matched)
@@ -128,20 +150,27 @@ def places_of(claim: Claim, run: RunResult) -> list[Place]:
         if spec.stream in shape.streams
         for row in claim.rows
         for execution, measure in row.measured.items()
-        if _measures(claim, measure, run) and (not row.replays or _same_buffer(claim, run))
+        if _measures(claim, row, measure, run) and (not row.replays or _same_memory(claim, row, run))
     ]
 
 
-def _same_buffer(claim: Claim, run: RunResult) -> bool:
-    """Tell whether a run's buffer is the claim's, or one that is replayed whole, as on the surface of other sizes."""
-    buffer, replay = run.spec.buffer_size, run.spec.replay_size
-    return buffer == replay or (buffer, replay) == (claim.conditions.buffer_size, claim.conditions.replay_size)
+def _same_memory(claim: Claim, row: Row, run: RunResult) -> bool:
+    """Tell whether a run remembers what the claim's do, or replays its whole buffer, as on the surface of other sizes.
+
+    Methods that remember samples of their own must remember as many as the run's replay size says.
+    """
+    spec = run.spec
+    if row.remembers and (run.method_config or spec.config).get(row.remembers, spec.replay_size) != spec.replay_size:
+        return False
+    conditions = claim.conditions
+    claimed = (conditions.buffer_size, conditions.replay_size)
+    return spec.buffer_size == spec.replay_size or (spec.buffer_size, spec.replay_size) == claimed
 
 
-def _measures(claim: Claim, measure: Measure, run: RunResult) -> bool:
+def _measures(claim: Claim, row: Row, measure: Measure, run: RunResult) -> bool:
     if (run.spec.method, run.spec.execution) != (measure.method, measure.execution):
         return False
-    own = set(run.spec.config) - set(claim.conditions.free)
+    own = set(run.spec.config) - {*claim.conditions.free, row.remembers}
     if not run.method_config:  # it died before its method was built: only what was set on it is known
         return own <= set(measure.config)
     agrees = all(run.method_config.get(key) == value for key, value in measure.config.items())
@@ -151,13 +180,15 @@ def _measures(claim: Claim, measure: Measure, run: RunResult) -> bool:
 def _bench(claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]]) -> Bench:
     ok = [(place, run) for place, run in matched if run.status == "ok" and run.allocator is not None]
     runs = list({id(run): run for _, run in ok}.values())
-    for key in EQUAL:
+    for key in ENVIRONMENT:
         _check_equal(key, [(run.environment.get(key), run) for run in runs])
     for dataset in claim.datasets:
         within = [run for place, run in ok if place.dataset == dataset]
         _check_equal("stream", [(run.spec.stream, run) for run in within])
-        _check_equal("weights", [(run.spec.weights, run) for run in within])
+        for key in SPEC:
+            _check_equal(key, [(getattr(run.spec, key), run) for run in within])
     check_same_data(runs)
+    _check_same_batches(claim, ok)
     kept: dict[Place, RunResult] = {}
     for place, run in ok:
         other = kept.setdefault(place, run)
@@ -172,6 +203,21 @@ def _bench(claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]]
             kept[place] = run
     failed: dict[Place, str] = {place: run.status for place, run in matched if run.status != "ok" and place not in kept}
     return Bench(claim, target, kept, failed)
+
+
+def _check_same_batches(claim: Claim, ok: Sequence[tuple[Place, RunResult]]) -> None:
+    """Check that the runs of every ratio consumed the same batches: those of one data set, batch size and memory."""
+    groups: dict[tuple[str, int, int, int], list[tuple[object, RunResult]]] = {}
+    for place, run in ok:
+        if run.fingerprint is None:
+            raise UsageError(
+                f"{run.run_id} does not say which batches it consumed, so it cannot be compared; run it again"
+            )
+        if not claim.row(place.row).own_batches:
+            key = (place.dataset, place.batch_size, run.spec.buffer_size, run.spec.replay_size)
+            groups.setdefault(key, []).append((run.fingerprint, run))
+    for found in groups.values():
+        _check_equal("fingerprint", found)
 
 
 def _check_equal(name: str, values: Sequence[tuple[object, RunResult]]) -> None:

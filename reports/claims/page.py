@@ -14,8 +14,10 @@ from reports.claims import tables
 from reports.claims.claim import Claim, Fix, Ledger, Quantity
 from reports.claims.measured import Bench, Level
 from reports.claims.plots import draw_claim
+from reports.claims.surface import surface_table
 from reports.claims.verdict import verdict
 from reports.provenance import environment_table
+from reports.units import UNDEFINED, mib
 
 COLUMNS = 80
 
@@ -43,10 +45,12 @@ def page(
         f"Source: {claim.source}. MB = MiB = 2^20 bytes. Names in formulas are those of `{claim.name}.toml`.",
         "### Memory",
         tables.recomputed_table(claim, "memory"),
-        "\n".join(f"- Class {kind}: {meaning}." for kind, meaning in claim.classes.items()),
+        "\n".join(f"- Class {kind}: cells that {meaning}." for kind, meaning in claim.classes.items()),
         "### FLOPs of a whole run",
         tables.recomputed_table(claim, "flops"),
     ]
+    if any(cells.class_il or cells.task_il for row in claim.rows for cells in row.published.values()):
+        parts += ["### Published accuracy", tables.accuracy_table(claim)]
     if claim.fixes:
         named = "all of them" if len(chosen) == len(claim.fixes) else ", ".join(f"`{fix.id}`" for fix in chosen)
         parts += [
@@ -55,8 +59,9 @@ def page(
             tables.fixes_table(claim),
             f"### Together: {named}",
             tables.corrected_table(claim, chosen),
-            "\n".join(f"- {note}" for note in claim.notes),
         ]
+    if claim.notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in claim.notes)]
     parts += ["### Ratios of the published cells"]
     for name, dataset in claim.datasets.items():
         parts += [f"{dataset.title}:", tables.published_ratio_table(claim, name)]
@@ -91,7 +96,23 @@ def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> st
     align = ["left", *["right"] * (len(headers) - 1)]
     corrected = f", corrected by {', '.join(fix.id for fix in fixes)}" if fixes else ""
     parts += ["", *_wrapped(f"MB by the published ledger{corrected}:"), ""]
-    return "\n".join([*parts, tabulate(rows, headers, disable_numparse=True, colalign=align)])
+    parts.append(tabulate(rows, headers, disable_numparse=True, colalign=align))
+    for bench in benches:
+        for name, dataset in claim.datasets.items():
+            about = f"Tensor peak on {dataset.title} in MiB, measured on {bench.target} ({UNDEFINED}: not run so):"
+            parts += ["", *_wrapped(about), "", _peaks(bench, name)]
+    return "\n".join(parts)
+
+
+def _peaks(bench: Bench, dataset: str) -> str:
+    """Return the measured tensor peaks on one data set as text: a line per row, a column per execution."""
+    rows = []
+    for row in bench.claim.rows:
+        places = {name: bench.place(dataset, row.id, name) for name in bench.executions_of(row)}
+        peaks = {name: mib(bench.peak_bytes(place)) or bench.shown(place) for name, place in places.items()}
+        rows.append([row.label, *(peaks.get(name, UNDEFINED) for name in bench.executions)])
+    align = ["left", *["right"] * len(bench.executions)]
+    return tabulate(rows, ["row", *bench.executions], disable_numparse=True, colalign=align)
 
 
 def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> dict[str, Any]:
@@ -136,6 +157,11 @@ def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> 
     return {
         "claim": claim.name,
         "source": claim.source,
+        "accuracy": [
+            {"row": row.id, "dataset": name, **published.model_dump(include={"class_il", "task_il"})}
+            for row in claim.rows
+            for name, published in row.published.items()
+        ],
         "headline": {**claim.headline.model_dump(), "recomputed": tables.headline_ratio(claim)},
         "cells": cells,
         "fixes": [{"id": fix.id, "headline": tables.headline_ratio(claim, [fix])} for fix in claim.fixes],
@@ -150,11 +176,14 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
     device = next(iter(bench.runs.values())).environment.get("device") if bench.runs else None
     parts = [f"## Measured on {bench.target}" + (f" ({device})" if device else "")]
     conditions = claim.conditions
+    own = [row.label for row in claim.rows if row.own_batches]
     parts += [
         f"{conditions.network} of width {conditions.width}, batch {conditions.batch_size}, buffer "
         f"{conditions.buffer_size}, replay {conditions.replay_size}, in float32. Tensor peak: the allocator's own, "
         "with nothing instrumented. Process peak: resident memory of the same run unobserved, which includes the "
         "interpreter and the libraries.",
+        "Both runs of every ratio consumed the same batches, byte for byte (their fingerprints are below)"
+        + (f"; {' and '.join(own)} alone have batches, or an order, of their own." if own else "."),
         tables.measured_table(bench),
     ]
     levels: tuple[Level, ...] = get_args(Level)
@@ -163,18 +192,25 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
         parts += [
             f"### {dataset.title}: FLOPs",
             "Counted by torch.utils.flop_counter for one step of the last task that is measured; published and "
-            "recomputed ones are of whole runs.",
+            "recomputed ones are of whole runs."
+            + (
+                f" How many steps a run takes is not in a step's: the ratios of {' and '.join(own)} do not compare."
+                if own
+                else ""
+            ),
             tables.flops_table(bench, name),
         ]
         for level in levels:
             parts += [
                 f"### {dataset.title}: how often each peak goes into others, {level} level",
+                "The larger peak is of the same execution where its row has it, else plain.",
                 tables.ratio_table(bench, name, level),
             ]
     parts += [
         "### Over batch and replay sizes",
-        f"Tensor peaks in plain execution; bold where {claim.headline.value:g} is reached.",
-        tables.surface_table(bench),
+        f"Tensor peaks in plain execution; bold where {claim.headline.value:g} is reached. Remembered: "
+        "the samples that a row holds of earlier batches.",
+        surface_table(bench),
         "### Where these numbers come from",
         "Commits: " + ", ".join(f"{commit} ({number} runs)" for commit, number in bench.commits().items()) + ".",
         _folded("Runs", tables.provenance_table(bench)),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from reports.claims.claim import Claim, Fix, Ledger
 from reports.claims.measured import Bench
-from reports.claims.tables import CHANGE, batch_sizes, recomputed, surface_ratio
+from reports.claims.surface import Line, batch_sizes, surface
+from reports.claims.tables import CHANGE, recomputed
 from reports.plots import LINE_COLOURS, LINE_STYLES, new_figure, plot_style, save_figure
 from reports.units import MIB
 
@@ -29,7 +30,7 @@ def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tup
 
     with plot_style():
         for bench in benches:
-            if surface_lines(bench):
+            if drawn_lines(bench):
                 name = f"{claim.name}-{bench.target}-ratio"
                 draw(name, f"The claimed ratio over batch sizes, measured on {bench.target}", surface_figure(bench))
             execution = waterfall_execution(bench)
@@ -41,46 +42,34 @@ def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tup
     return drawn
 
 
-def surface_lines(bench: Bench) -> dict[tuple[str, str, bool], list[tuple[int, float]]]:
-    """Return (batch size, ratio) by data set, larger row and whether a whole batch is replayed, where two are known."""
-    claim = bench.claim
-    lines = {}
-    for name in claim.datasets:
-        for larger in claim.against:
-            for whole in (False, True) if claim.row(larger).replays else (False,):
-                points = [
-                    (batch, ratio)
-                    for batch in batch_sizes(bench)
-                    if (ratio := surface_ratio(bench, name, larger, claim.headline.smaller, batch, whole)) is not None
-                ]
-                if len(points) > 1:
-                    lines[name, larger, whole] = points
-    return lines
+def drawn_lines(bench: Bench) -> list[Line]:
+    """Return the lines over the headline's smaller row of which two points are known."""
+    smaller = bench.claim.headline.smaller
+    return [line for line in surface(bench) if line.smaller == smaller and len(line.known) > 1]
 
 
 def surface_figure(bench: Bench) -> Figure:
     """Return one panel per data set: the peak of each compared row over that of the headline's, over batch sizes."""
     claim = bench.claim
-    lines = surface_lines(bench)
+    lines = drawn_lines(bench)
     figure, panels = new_figure(9.0, 4.6, panels=len(claim.datasets))
-    highest = max(ratio for points in lines.values() for _, ratio in points)
+    highest = max(ratio for line in lines for ratio in line.known.values())
     for axes, (name, dataset) in zip(panels, claim.datasets.items(), strict=True):
-        for (where, larger, whole), points in lines.items():
-            if where != name:
+        for line in lines:
+            if line.dataset != name:
                 continue
-            row = claim.row(larger)
-            replayed = " (a batch replayed)" if whole else ""
-            replayed = replayed or (f" ({claim.conditions.replay_size} replayed)" if row.replays else "")
-            width = 1.2 + 0.65 * (len(claim.against) - 1 - claim.against.index(larger))  # lines on each other are seen
+            number = claim.against.index(line.larger)
+            remembered = "a batch" if line.whole_batch else claim.conditions.replay_size
+            row = claim.row(line.larger)
             axes.plot(
-                [batch for batch, _ in points],
-                [ratio for _, ratio in points],
-                LINE_STYLES[int(whole)],
-                linewidth=width,
+                list(line.known),
+                list(line.known.values()),
+                LINE_STYLES[int(line.whole_batch)],
+                linewidth=1.2 + 0.65 * (len(claim.against) - 1 - number),  # lines on each other are seen
                 marker="o",
                 markersize=4,
-                color=LINE_COLOURS[claim.against.index(larger) % len(LINE_COLOURS)],
-                label=f"{row.label}{replayed}",
+                color=LINE_COLOURS[number % len(LINE_COLOURS)],
+                label=f"{row.label} ({remembered} remembered)" if row.replays else row.label,
             )
         label = f"claimed: {claim.headline.value:g}x"
         axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), label=label)
@@ -123,11 +112,13 @@ def waterfall_steps(bench: Bench, execution: str) -> list[tuple[str, float]]:
             steps.append((fix.id, new - total))
             total = new
     measured = (bench.peak_bytes(bench.place(dataset, row.id, execution)) or 0) / MIB
-    return [*steps, ("what no ledger counts", measured - total), (f"measured, {execution}", measured)]
+    return [*steps, ("difference to measured", measured - total), (f"measured, {execution}", measured)]
 
 
 def waterfall_figure(bench: Bench, execution: str) -> Figure:
     """Return horizontal bars from the published cell over each correction to the measured peak, in MiB."""
+    from matplotlib.patches import Rectangle
+
     claim = bench.claim
     steps = waterfall_steps(bench, execution)
     figure, (axes,) = new_figure(8.0, 1.2 + 0.42 * len(steps))
@@ -150,5 +141,8 @@ def waterfall_figure(bench: Bench, execution: str) -> Figure:
     axes.set_xlim(0, 1.14 * max(axes.get_xlim()[1], 1.0))
     axes.set_xlabel(f"{claim.row(claim.waterfall).label} on {claim.datasets[claim.headline.dataset].title} (MiB)")
     axes.tick_params(axis="y", length=0)
+    kinds = {"published": PUBLISHED, "correction of the ledger": CORRECTION, "difference": REST, "measured": MEASURED}
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in kinds.values()]
+    figure.legend(handles, list(kinds), loc="outside upper left", ncols=4, frameon=False)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     return figure

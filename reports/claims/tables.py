@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.techniques import PLAIN
 from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
 from reports.claims.measured import Bench, Level, Place
 from reports.tables import markdown_table, shown_roles
@@ -15,21 +16,20 @@ CHANGE = 0.05
 
 def recomputed_table(claim: Claim, quantity: Quantity) -> str:
     """Return every cell as published, recomputed, and the error of that: MB, or percent of the FLOPs."""
-    formula = ["class", "formula"] if quantity == "memory" else ["formula"]
-    headers = ["row", *formula]
+    headers = ["row", "class", "formula"]
     for dataset in claim.datasets.values():
         unit = "MB" if quantity == "memory" else f"{dataset.flops_unit:.0e} FLOPs".replace("e+", "e")
         headers += [f"{dataset.title}, published {unit}", "recomputed", "error" + ("" if unit == "MB" else " %")]
     rows = []
     for row in claim.rows:
         own = row.formula(quantity)
-        cells = [row.label, *([own.kind] if quantity == "memory" else []), f"`{own.formula}`"]
+        cells = [row.label, own.kind, f"`{own.formula}`"]
         for name in claim.datasets:
             published, value, error = recomputed(claim, row, quantity, name)
             digits = 1 if quantity == "memory" else 2
             cells += [_number(published, 1), _number(value, digits), _error(error, quantity)]
         rows.append(cells)
-    return markdown_table(headers, rows, left=1 + len(formula))
+    return markdown_table(headers, rows, left=3)
 
 
 def recomputed(claim: Claim, row: Row, quantity: Quantity, dataset: str) -> tuple[float | None, float, float | None]:
@@ -103,7 +103,7 @@ def measured_table(bench: Bench) -> str:
         headers += [f"{dataset.title}, published MB", "tensor peak MiB", "process peak MiB"]
     rows = []
     for row in claim.rows:
-        for execution in row.measured:
+        for execution in bench.executions_of(row):
             cells = [row.label, execution]
             for name in claim.datasets:
                 place = bench.place(name, row.id, execution)
@@ -128,32 +128,53 @@ def roles_table(bench: Bench, dataset: str) -> str:
     return markdown_table(["row", "execution", *shown, "sum"], rows, left=2)
 
 
+def accuracy_table(claim: Claim) -> str:
+    """Return the published accuracies, in percent with their deviation."""
+    metrics = {"class_il": "class-IL %", "task_il": "task-IL %"}
+    headers = ["row", *(f"{shape.title}, {name}" for shape in claim.datasets.values() for name in metrics.values())]
+    rows = []
+    for row in claim.rows:
+        found = [getattr(row.published.get(name), metric, None) for name in claim.datasets for metric in metrics]
+        rows.append([row.label, *(UNDEFINED if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in found)])
+    return markdown_table(headers, rows)
+
+
+def flops_ratio(bench: Bench, dataset: str, row: Row, execution: str) -> tuple[float | None, float | None]:
+    """Return a row's FLOPs over those of the first compared row: as published for a whole run, as counted in a step."""
+    claim = bench.claim
+    first = claim.row(claim.against[0])
+    published, reference = (recomputed(claim, one, "flops", dataset)[0] for one in (row, first))
+    counted, base = (
+        _flops(bench, bench.place(dataset, one.id, name)) for one, name in ((row, execution), (first, PLAIN))
+    )
+    return (
+        None if published is None or not reference else published / reference,
+        None if counted is None or not base else counted / base,
+    )
+
+
 def flops_table(bench: Bench, dataset: str) -> str:
     """Return FLOPs: the published and recomputed cell of a whole run, and what one step was counted to take."""
     claim = bench.claim
     unit = claim.datasets[dataset].flops_unit
-    base = _flops(bench, bench.place(dataset, claim.against[0], "plain"))
-    first = claim.row(claim.against[0])
-    reference, _, _ = recomputed(claim, first, "flops", dataset)
-    label = first.label
+    label = claim.row(claim.against[0]).label
     headers = ["row", "execution", f"published, {unit:.0e}".replace("e+", "e"), "recomputed", f"published / {label}"]
     headers += ["measured, one step, 1e9", f"measured / {label}"]
     rows = []
     for row, execution, place in _places(bench, dataset):
         published, value, _ = recomputed(claim, row, "flops", dataset)
+        relative, ratio = flops_ratio(bench, dataset, row, execution)
         flops = _flops(bench, place)
-        relative = None if published is None or not reference else published / reference
         counted = bench.shown(place) if flops is None else f"{flops / 1e9:,.1f}"
-        ratio = "" if flops is None or not base else f"{flops / base:.2f}"
-        rows.append([row.label, execution, _number(published, 1), f"{value:.2f}", _number(relative, 2), counted, ratio])
+        measured = "" if ratio is None else f"{ratio:.2f}"
+        rows.append(
+            [row.label, execution, _number(published, 1), f"{value:.2f}", _number(relative, 2), counted, measured]
+        )
     return markdown_table(headers, rows, left=2)
 
 
 def ratio_table(bench: Bench, dataset: str, level: Level) -> str:
-    """Return how often every row's peak goes into that of the rows that the claim compares with.
-
-    The larger peak is of the same execution where its row has it, else plain.
-    """
+    """Return how often every row's peak goes into those that the claim compares with, as `rival` pairs them."""
     claim = bench.claim
     headers = ["row", "execution", *(f"{claim.row(name).label} /" for name in claim.against)]
     rows = []
@@ -180,54 +201,10 @@ def published_ratio_table(claim: Claim, dataset: str) -> str:
     return markdown_table(headers, rows)
 
 
-def surface_table(bench: Bench) -> str:
-    """Return the ratio of each compared row over the headline's smaller row, over batch and replay sizes.
-
-    Ratios that reach the claimed one are bold.
-    """
-    claim = bench.claim
-    batches = batch_sizes(bench)
-    headers = ["data set", "larger", f"over {claim.row(claim.headline.smaller).title}", "replayed"]
-    rows = []
-    for name, dataset in claim.datasets.items():
-        for smaller in smaller_rows(claim):
-            for larger in claim.against:
-                for replays in (False, True) if claim.row(larger).replays else (False,):
-                    cells = []
-                    for batch in batches:
-                        ratio = surface_ratio(bench, name, larger, smaller, batch, whole_batch=replays)
-                        text = "not measured" if ratio is None else f"{ratio:.2f}"
-                        cells.append(f"**{text}**" if ratio and ratio >= claim.headline.value else text)
-                    drawn = str(claim.conditions.replay_size) if not replays else "a batch"
-                    shown = drawn if claim.row(larger).replays else UNDEFINED
-                    rows.append([dataset.title, claim.row(larger).label, claim.row(smaller).label, shown, *cells])
-    return markdown_table([*headers, *(f"batch {batch}" for batch in batches)], rows, left=4)
-
-
-def smaller_rows(claim: Claim) -> list[str]:
-    """Return the headline's smaller row and those of the same title, e.g. its dense one."""
-    title = claim.row(claim.headline.smaller).title
-    return [row.id for row in claim.rows if row.title == title]
-
-
-def batch_sizes(bench: Bench) -> list[int]:
-    """Return every batch size at which anything was measured."""
-    return sorted({place.batch_size for place in (*bench.runs, *bench.failed)})
-
-
-def surface_ratio(
-    bench: Bench, dataset: str, larger: str, smaller: str, batch_size: int, whole_batch: bool
-) -> float | None:
-    """Return the ratio of two plain rows at a batch size, replaying as many samples as the claim or as the batch."""
-    replay = batch_size if whole_batch else bench.claim.conditions.replay_size
-    one, other = (bench.place(dataset, row, "plain", batch_size, replay) for row in (larger, smaller))
-    return bench.ratio(one, other)
-
-
 def rival(bench: Bench, row: str, place: Place) -> Place:
     """Return what a place is compared with: the row in the same execution where the claim knows one, else plain."""
     known = bench.claim.row(row).measured
-    return bench.place(place.dataset, row, place.execution if place.execution in known else "plain")
+    return bench.place(place.dataset, row, place.execution if place.execution in known else PLAIN)
 
 
 def provenance_table(bench: Bench) -> str:
@@ -250,7 +227,9 @@ def provenance_table(bench: Bench) -> str:
 
 
 def _places(bench: Bench, dataset: str) -> list[tuple[Row, str, Place]]:
-    return [(row, name, bench.place(dataset, row.id, name)) for row in bench.claim.rows for name in row.measured]
+    return [
+        (row, name, bench.place(dataset, row.id, name)) for row in bench.claim.rows for name in bench.executions_of(row)
+    ]
 
 
 def _peak(bench: Bench, place: Place, level: Level) -> str:

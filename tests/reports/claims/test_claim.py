@@ -50,6 +50,8 @@ def test_the_lightcl_table_is_there_in_full(lightcl: Claim) -> None:
         ("fdr-two-passes", "fdr", 153.4, 357.9),
         ("lightcl-boundary", "lightcl", 82.4, 100.0),
         ("sparcl-dense", "sparcl-er", 267.2, 567.5),
+        ("lightcl-trunk", "lightcl", 92.8, 187.5),
+        ("lightcl-trunk", "lightcl-sparse", 25.0, 87.1),
     ],
 )
 def test_a_correction_moves_its_row(lightcl: Claim, fix: str, row: str, cifar: float, tiny: float) -> None:

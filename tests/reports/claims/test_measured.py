@@ -17,9 +17,10 @@ from reports.cells import sections
 from reports.claims.claim import Claim, load_claim
 from reports.claims.measured import Bench, Place, benches, load_benches
 from reports.claims.page import claim_json, page, short, terminal
-from reports.claims.plots import draw_claim, surface_lines, waterfall_steps
-from reports.claims.tables import measured_table, ratio_table, surface_table
-from reports.claims.verdict import _together, verdict
+from reports.claims.plots import draw_claim, drawn_lines, waterfall_steps
+from reports.claims.surface import _together, surface_table
+from reports.claims.tables import measured_table, ratio_table
+from reports.claims.verdict import verdict
 from reports.markdown import report_text
 
 MakeRun = Callable[..., RunResult]
@@ -36,7 +37,7 @@ def run(memory_run: MakeRun) -> MakeRun:
     def make(method: str, mib: float, **changes: Any) -> RunResult:
         config = {"config": {"trunk": "frozen"}} if method.startswith("lightcl") else {}
         result = memory_run(method, {"parameters": 40.0, "activations": mib - 40}, **{**SHAPE, **config, **changes})
-        defaults = {"sparsity": 0.9, "trunk": "task0"}
+        defaults = {"sparsity": 0.9, "trunk": "task0", "memory_size": 15}
         result.method_config = {**defaults, **result.spec.config}
         return result
 
@@ -63,6 +64,9 @@ def test_a_run_belongs_to_the_row_whose_method_and_settings_it_has(claim: Claim,
         run("sparcl-derpp", 1.0, config={"sparsity": 0.75}),
         run("lightcl", 1.0, config={"trunk": "frozen", "boundary": "layer3.1"}),
         run("lightcl", 1.0, config={}),
+        run("lightcl", 1.0, config={"trunk": "first_task"}),
+        run("lightcl", 1.0, config={"trunk": "frozen", "memory_size": 14}),
+        run("lightcl", 1.0, config={"trunk": "frozen", "memory_size": 64}, buffer_size=64, replay_size=64),
         run("lightcl@released", 1.0),
         run("ewc", 1.0, config={"fisher_samples": 8}),
         run("sgd", 1.0, width=16),
@@ -71,7 +75,9 @@ def test_a_run_belongs_to_the_row_whose_method_and_settings_it_has(claim: Claim,
     ]
     assert set(only(claim, made).runs) == {
         Place("tinyimagenet", "sparcl-derpp", "plain", 32, 15),
-        Place("tinyimagenet", "lightcl", "released", 32, 0),
+        Place("tinyimagenet", "lightcl", "released", 32, 15),
+        Place("tinyimagenet", "lightcl", "from-scratch", 32, 15),
+        Place("tinyimagenet", "lightcl", "plain", 32, 64),
         Place("tinyimagenet", "ewc", "plain", 32, 0),
     }
 
@@ -94,6 +100,10 @@ def test_what_was_not_measured_or_failed_says_so(claim: Claim, run: MakeRun) -> 
         ({"stream": "split-tinyimagenet"}, "stream differs"),
         ({"weights": "trunk@0123"}, "weights differs"),
         ({"fingerprint": "beef"}, "fingerprint differs"),
+        ({"fingerprint": None}, "does not say which batches it consumed"),
+        ({"seed": 1}, "seed differs"),
+        ({"steps_per_task": 3}, "steps_per_task differs"),
+        ({"budget": "2GB"}, "budget differs"),
         ({"data_digest": "beef"}, "data_digest differs"),
     ],
 )
@@ -110,7 +120,7 @@ def test_two_runs_of_one_cell_must_agree_to_the_byte(claim: Claim, run: MakeRun)
     kept = only(claim, [peak, run("sgd", 640.0)])
     assert [run.spec.measure for run in kept.runs.values()] == ["memory"], "which says more of the same cell"
     with pytest.raises(UsageError, match="the tensor peak of sgd on tinyimagenet differs"):
-        benches(claim, [run("sgd", 640.0), run("sgd", 641.0, seed=1)])
+        benches(claim, [run("sgd", 640.0), run("sgd", 641.0, measure="peak")])
 
 
 def test_rows_that_reach_the_claim_at_the_same_batches_are_named_together() -> None:
@@ -137,8 +147,13 @@ def test_the_verdict_says_what_was_claimed_recomputed_and_measured(claim: Claim,
     assert "The headline's denominator is of class C." in text
     assert "hold 1,200.0 and 200.0 MiB on TinyImageNet, 6.00x (2.25x for the whole process)" in text
     assert "Not measured on cpu: the headline's rows in execution `released`." in text
-    assert "6.16x is reached in 1 of 8 measured combinations" in text
-    assert "SparCL-DER++ 0.9 over LightCL 0.9 on TinyImageNet at batch 64" in text
+    assert "claimed 6.16x, is 6.00x plain." in text
+    assert "SparCL-DER++ 0.9 over LightCL 0.9 reaches 6.16x in 1 of 2 measured combinations with 15 samples" in text
+    assert "remembered: on TinyImageNet remembering 15 at batch 64." in text
+    assert "other pairs reach 6.16x in 0 of 6 measured combinations" in text
+    assert "class-IL 35.58±0.84 against 38.31±3.93 on CIFAR-10 and 9.12±1.02 against 8.95±0.35" in text
+    assert "from 4.11x (SGD on TinyImageNet) to 8.69x (DER++ on CIFAR-10)" in text
+    assert "SparCL-DER++ 0.9 0.19 (counted in a step: 1.00 plain) and LightCL 0.9 0.31" in text
     assert "at most 16.00x below SGD on TinyImageNet (40.0 of 640.0 MiB)" in text
 
 
@@ -146,10 +161,28 @@ def test_lean_is_compared_with_others_as_they_are_run_and_with_others_lean(claim
     made = [run("lightcl-sparse", 50.0, execution="lean"), run("derpp", 1000.0), run("sparcl-derpp@released", 1500.0)]
     made += [run("derpp", 250.0, execution="lean"), run("sparcl-derpp", 300.0, execution="lean"), run("er", 900.0)]
     (sentence,) = [text for text in verdict(claim, benches(claim, made)) if "carried out lean" in text]
-    assert sentence.startswith("LightCL 0.9 carried out lean is smaller than others: on TinyImageNet (50.0 MiB) DER++ ")
-    assert "DER++ 20.00x as it is run (plain) and 5.00x lean" in sentence
-    assert "SparCL-DER++ 0.9 30.00x as it is run (released) and 6.00x lean" in sentence
+    assert sentence == (
+        "Peaks of others over that of LightCL 0.9 carried out lean: on TinyImageNet (50.0 MiB) DER++ 20.00x plain and "
+        "5.00x lean, SparCL-DER++ 0.9 30.00x released and 6.00x lean. "
+        "Of each two ratios only the second has both rows carried out lean."
+    )
     assert " ER " not in sentence, "which was not measured lean"
+
+
+def test_a_row_with_batches_of_its_own_is_named_and_not_refused(claim: Claim, run: MakeRun) -> None:
+    pnn = run("pnn", 900.0, fingerprint="beef", tasks=5)
+    assert "JOINT and PNN alone have batches, or an order, of their own" in page(
+        claim, benches(claim, [run("sgd", 640.0), pnn])
+    )
+
+
+def test_a_difference_says_in_which_directories_its_runs_lie(claim: Claim, run: MakeRun, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    save_result(tmp_path / "one", run("sgd", 640.0))
+    save_result(tmp_path / "two", run("er", 900.0, seed=1))
+    with pytest.raises(UsageError, match=r"seed differs: .*sgd\S* lies in \S*one; er\S* lies in \S*two"):
+        load_benches(claim, [tmp_path / "one", tmp_path / "two"])
 
 
 def test_without_results_the_verdict_names_the_suites_that_would_measure_it(claim: Claim) -> None:
@@ -209,7 +242,8 @@ def test_the_waterfall_leads_from_the_published_cell_to_the_measured_peak(claim:
 
 def test_plots_are_drawn_where_there_are_numbers(claim: Claim, runs: list[RunResult], tmp_path: Path) -> None:
     bench = only(claim, runs)
-    assert set(surface_lines(bench)) == {("tinyimagenet", "sgd", False), ("tinyimagenet", "sparcl-derpp", False)}
+    lines = [(line.dataset, line.larger, line.whole_batch) for line in drawn_lines(bench)]
+    assert lines == [("tinyimagenet", "sgd", False), ("tinyimagenet", "sparcl-derpp", False)]
     drawn = draw_claim(claim, [bench], tmp_path)
     assert [name for _, name in drawn] == ["lightcl-cpu-ratio", "lightcl-cpu-waterfall"]
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for _, name in drawn)
