@@ -1,4 +1,4 @@
-"""The peak of every method on every shape, in bytes: the suite `table1-memory`, through pytest-benchmark."""
+"""Every method's peak in bytes, through pytest-benchmark: the suite `table1-memory`, and lean on the CIFAR shape."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ import pytest
 from harness.results import RunResult
 from harness.spec import RunSpec
 from harness.suite import load_suite
+from harness.techniques import LEAN, PLAIN
 
-SPECS = load_suite(Path(__file__).parent / "suites" / "table1-memory.toml").specs()
+SUITES = Path(__file__).parent / "suites"
+LEAN_SPECS = [
+    spec
+    for spec in load_suite(SUITES / "lean.toml").specs()
+    if (spec.stream, spec.execution) == ("synthetic-cifar10", LEAN)
+]
+SPECS = [*load_suite(SUITES / "table1-memory.toml").specs(), *LEAN_SPECS]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.method}-{spec.stream}")
+def named(spec: RunSpec) -> str:
+    """Return a benchmark's name, which does not change with the order of the others."""
+    return "-".join([spec.method, spec.stream, *([] if spec.execution == PLAIN else [spec.execution])])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=named)
 def test_peak_bytes(peak_bytes: Callable[[RunSpec], RunResult], spec: RunSpec) -> None:
     result = peak_bytes(spec)
     assert result.checks == []

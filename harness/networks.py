@@ -31,6 +31,8 @@ class BasicBlock(nn.Module):
                 nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
             )
         self.relu2 = nn.ReLU()
+        self.inplace_sum = False
+        """Whether the sum with the shortcut overwrites what is summed, the output of `bn2`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, channels_in, h, w] to [n, channels_out, h / stride, w / stride]."""
@@ -43,7 +45,12 @@ class BasicBlock(nn.Module):
     def second(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the block's output from what lies between and from its input, which the shortcut takes."""
         y = self.bn2(self.conv2(y))
-        return self.relu2(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
+        if self.inplace_sum:
+            return self.relu2(y.add_(self._shortcut(x)))  # type: ignore[no-any-return]
+        return self.relu2(y + self._shortcut(x))  # type: ignore[no-any-return]
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
 
 
 class ResNet18(Network):

@@ -50,6 +50,10 @@ class Techniques(BaseModel):
         0, ge=0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
     )
     inplace_relu: bool = Field(False, description="let ReLUs overwrite their inputs, which no backward reads")
+    inplace_sum: bool = Field(False, description="let the sum with a shortcut overwrite the output of a batch norm")
+    relu_masks: bool = Field(
+        False, description="keep a byte per element for the backward of a ReLU, and not its output, a float"
+    )
     micro_batch: int = Field(
         0, ge=0, description="images whose activations live at a time, and that batch norms take statistics of"
     )

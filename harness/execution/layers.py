@@ -1,4 +1,4 @@
-"""Layers that need less beside what they compute with: convolutions in slices of the batch, ReLUs in place."""
+"""Layers that need less beside what they compute with: sliced convolutions, ReLUs and sums in place, ReLU masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from harness.networks import BasicBlock
 
 
 def slice_convolutions(network: nn.Module, size: int) -> None:
@@ -26,6 +28,31 @@ def relus_in_place(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True
+
+
+def sums_in_place(network: nn.Module) -> None:
+    """Let every residual sum of a network, from now on, overwrite the output of the batch norm before it."""
+    for module in network.modules():
+        if isinstance(module, BasicBlock):
+            module.inplace_sum = True
+
+
+def mask_relus(network: nn.Module) -> None:
+    """Let every ReLU of a network, from now on, keep for its backward where it was closed: a byte per element.
+
+    Its output, which torch keeps, costs nothing where the next convolution keeps it too. Where that one's segment
+    forgets its inside, or is computed again, the output is a map for this alone.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.forward = partial(_masked, module)  # type: ignore[method-assign]
+
+
+def _masked(module: nn.ReLU, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return torch.relu_(x) if module.inplace else torch.relu(x)
+    found: Tensor = _MaskedReLU.apply(x, module.inplace)
+    return found
 
 
 def _in_slices(module: nn.Conv2d, size: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,6 +104,23 @@ def convolve_backward(
             grad_weight = found[1] if grad_weight is None else grad_weight.add_(found[1])
         del found
     return grad_x, grad_weight
+
+
+class _MaskedReLU(torch.autograd.Function):
+    """x of any shape -> max(x, 0), in its place or beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
+        ctx.save_for_backward(x <= 0)
+        if not inplace:
+            return torch.relu(x)
+        ctx.mark_dirty(x)
+        return torch.relu_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (closed,) = ctx.saved_tensors
+        return grad.masked_fill(closed, 0), None
 
 
 class _SlicedConvolution(torch.autograd.Function):

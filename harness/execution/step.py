@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.errors import ClmemError
 from harness.execution.batch_norm import running_statistics_untouched
 from harness.execution.in_backward import InBackward
-from harness.execution.layers import relus_in_place, slice_convolutions
+from harness.execution.layers import mask_relus, relus_in_place, slice_convolutions, sums_in_place
 from harness.execution.monitor import Monitor
 from harness.execution.offload import Offload
 from harness.execution.refusals import refuse
@@ -101,6 +101,10 @@ class Execution:
             slice_convolutions(self.network, self.techniques.conv_slice)
         if self.techniques.inplace_relu:
             relus_in_place(self.network)
+        if self.techniques.inplace_sum:
+            sums_in_place(self.network)
+        if self.techniques.relu_masks:
+            mask_relus(self.network)
         if self.techniques.storage == "sparse":
             method, size = self.method, self.techniques.conv_slice
             self.open = store_open(self.network, method.open_weights(), method.usable_gradient, size)
@@ -333,7 +337,7 @@ class Execution:
         return gradients
 
     def _watch(self, network: Network, names: tuple[str, ...]) -> Watch:
-        return Watch(network, names, overwritten=self.techniques.inplace_relu)
+        return Watch(network, names, overwritten=self.techniques.inplace_relu or self.techniques.inplace_sum)
 
     def _set_modes(self, network: Network, training: bool) -> None:
         network.train(training)

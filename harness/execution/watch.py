@@ -15,7 +15,7 @@ class Watch:
     """Collects the outputs of the named modules while it is entered: {module name: tensor}.
 
     Leaving it raises ClmemError for a module that did not run, and so does one that ran twice, or whose output is
-    `overwritten` by a ReLU in place.
+    `overwritten` by a ReLU or a sum in place.
     """
 
     def __init__(self, network: nn.Module, names: tuple[str, ...], overwritten: bool) -> None:
@@ -33,8 +33,8 @@ class Watch:
                     )
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and self.overwritten:
                     raise ClmemError(
-                        f"inplace_relu overwrites the output of the watched module {name!r}; watch what the ReLU "
-                        "returns, or do without"
+                        f"inplace_relu and inplace_sum overwrite the output of the watched module {name!r}; watch "
+                        "what the ReLU returns, or do without"
                     )
                 maps[name] = output
 

@@ -218,6 +218,13 @@ def _convolution_backward(
         yield -weight.nbytes
 
 
+def _batch_norm_backward_scratch(grad: Tensor, x: Tensor, *rest: Any) -> Iterator[int]:
+    """One more map beside the gradient of the input, where both maps are contiguous."""
+    yield RESULTS
+    if rest[-1][0] and grad.is_contiguous() and x.is_contiguous():
+        yield from (x.nbytes, -x.nbytes)
+
+
 def _unfolds(x: Tensor, weight: Tensor) -> bool:
     return len(x) == 1 and x.numel() <= SMALL_IMAGE and max(weight.shape[2:]) <= 3
 
@@ -231,6 +238,7 @@ def _columns(x: Tensor, weight: Tensor, out: int, stride: list[int], padding: li
 SCRATCH: dict[Any, Callable[..., Iterable[int]]] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
+    aten.native_batch_norm_backward.default: _batch_norm_backward_scratch,
 }
 """Operations whose kernels take more than they return: sizes that come (+) and go (-), and when the results come."""
 

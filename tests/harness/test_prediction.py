@@ -77,6 +77,22 @@ def test_one_small_image_is_unfolded_into_columns_instead_of_blocked() -> None:
     assert len(kept) == 3
 
 
+@pytest.mark.parametrize(("contiguous", "wanted", "maps"), [(True, True, 3), (False, True, 1), (True, False, 0)])
+def test_the_backward_of_a_batch_norm_takes_one_more_map_for_a_while(contiguous: bool, wanted: bool, maps: int) -> None:
+    """As the real allocator's log has it for the same calls (torch 2.15)."""
+    x, per_channel = torch.randn(2, 16, 8, 8, device="meta"), torch.randn(16, device="meta")
+    gradient = torch.randn_like(x, memory_format=torch.contiguous_format if contiguous else torch.channels_last)
+    recorder = ShapeRecorder()
+    recorder.start()
+    statistics = [per_channel] * 4
+    kept = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, per_channel, *statistics, True, 1e-5, [wanted, False, False]
+    )
+    sizes = [event.size_bytes for event in recorder.stop().events]
+    assert sizes == [x.nbytes, x.nbytes, -x.nbytes][:maps]
+    assert len(kept) == 3
+
+
 def test_removed_channels_are_predicted_too() -> None:
     plain, lean = (
         predicted_peak_bytes(spec("lightcl-sparse", execution, width=4, batch_size=15))

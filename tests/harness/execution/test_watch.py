@@ -48,7 +48,16 @@ def learnt(technique: str, watched: str = "layer4.0", boundary: str | None = Non
 
 
 @pytest.mark.parametrize(
-    "technique", ["grouped_bn", "micro_batch=8", "checkpoint=block", "inplace_relu", "backward=termwise"]
+    "technique",
+    [
+        "grouped_bn",
+        "micro_batch=8",
+        "checkpoint=block",
+        "inplace_relu",
+        "inplace_sum",
+        "relu_masks",
+        "backward=termwise",
+    ],
 )
 def test_losses_on_maps_alone_lead_to_the_same_weights(technique: str) -> None:
     plain, lean = learnt("plain"), learnt(technique)
@@ -58,7 +67,7 @@ def test_losses_on_maps_alone_lead_to_the_same_weights(technique: str) -> None:
 @pytest.mark.parametrize(
     ("technique", "watched", "boundary", "reason"),
     [
-        ("inplace_relu", "layer4.0.bn1", None, "inplace_relu overwrites"),
+        ("inplace_relu", "layer4.0.bn1", None, "inplace_relu and inplace_sum overwrite"),
         ("checkpoint=convolution", "layer4.0", None, "did not run as one"),
         ("trunk_chunk=2", "layer2.0", "layer3", "ran slice by slice"),
     ],
