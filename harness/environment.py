@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ALLOCATOR_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
     "PYTORCH_ALLOC_CONF",
@@ -31,6 +33,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "libc": " ".join(platform.libc_ver()),
         "device": _cpu_name(),
+        "vectors": _vectors(),
         "cores": os.cpu_count(),
         "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ},
         **_commit(),
@@ -55,11 +58,27 @@ def code_digest() -> str:
 
 def _cpu_name() -> str:
     """Return the processor's name: x86 writes `model name`, Arm boards `Model` (of the board) or nothing."""
+    fields = _cpu_fields()
+    return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+
+
+def _vectors() -> str | None:
+    """Return the widest vectors that torch's convolutions use on this processor; None where it is none of x86.
+
+    They decide how many channels lie in a block, and so the size of what a convolution copies.
+    """
+    flags = set(_cpu_fields().get("flags", "").split())
+    if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
+        return "AVX512"
+    return "AVX2" if "avx2" in flags else None
+
+
+def _cpu_fields() -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+    return fields
 
 
 def _commit() -> dict[str, Any]:

@@ -29,8 +29,12 @@ aten = torch.ops.aten
 META = torch.device("meta")
 RESULTS = 0
 """In a list of sizes: where the results are allocated."""
+NARROW = 8
+"""Channels in a block of oneDNN's where a vector of the processor holds no more, or its kernels want no more."""
 STEM_CHANNELS = 4
-"""Images of up to as many channels are convolved without a blocked copy."""
+"""For the gradient of a weight, images of fewer channels are read without a blocked copy."""
+MANY_IMAGES = 16
+"""From as many on an unstrided convolution of 1x1 is oneDNN's; below, it is a product of matrices, without copies."""
 SMALL_IMAGE = 20480
 """A single image of up to as many values is unfolded into columns instead (torch's `use_mkldnn`)."""
 
@@ -183,39 +187,75 @@ def _convolution(
 ) -> Iterator[int]:
     """Blocked copies of input, weight and output, as oneDNN has them; the plain output is made of the blocked one.
 
-    Below 8 channels oneDNN pads, which is left out: networks as narrow are predicted up to a tenth too low.
+    Channels are blocked by what a vector of the processor holds, and padded to whole blocks; an input with fewer is
+    read as it is.
     """
     sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
     out = prod((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in sizes)
-    if _unfolds(x, weight):
-        columns = _columns(x, weight, out, stride, padding)
-        yield from (columns, RESULTS, -columns) if columns else (RESULTS,)
+    if _is_product(x, weight, stride, padding):
+        yield RESULTS
         return
-    copies = [x.nbytes, weight.nbytes] if x.shape[1] > STEM_CHANNELS else [weight.nbytes]
-    blocked = len(x) * weight.shape[0] * out * x.element_size()
-    yield from (*copies, blocked, *(-size for size in copies), RESULTS, -blocked)
+    if _unfolds(x, weight):
+        columns = prod(weight.shape[1:]) * out * x.element_size()
+        yield from (columns, RESULTS, -columns)
+        return
+    block = vector_width()
+    pointwise = set(weight.shape[2:]) == {1}
+    blocks_input = pointwise or x.shape[1] >= block
+    copies = [_gathered(x, out, block)] if pointwise and set(stride) != {1} else []
+    copies += [_blocked(x, block, 1)] if blocks_input else []
+    copies.append(_blocked(weight, block, 0, *([1] if blocks_input else [])))
+    result = len(x) * _padded(weight.shape[0], block) * out * x.element_size()
+    yield from (*copies, result, *(-size for size in copies), RESULTS, -result)
 
 
 def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], *rest: Any
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], padding: list[int], *rest: Any
 ) -> Iterator[int]:
     """Blocked copies again: first for the gradient of the input, which then stays, then for that of the weight."""
     need_x, need_weight, _ = rest[-1]
-    if _unfolds(x, weight):
-        columns = _columns(x, weight, prod(grad.shape[2:]), stride, rest[0])
-        yield from (RESULTS, columns, -columns) if columns else (RESULTS,)
+    if _is_product(x, weight, stride, padding):
+        yield RESULTS
         return
-    kept = [x.nbytes] if need_x else []
+    if _unfolds(x, weight):
+        columns = prod(weight.shape[1:]) * prod(grad.shape[2:]) * x.element_size()
+        yield from (RESULTS, columns, -columns)
+        return
+    block = vector_width()
+    if need_x and set(stride) == {1}:
+        copies, result = [_blocked(grad, block, 1), _blocked(weight, block, 0, 1)], _blocked(x, block, 1)
+        yield from (*copies, result, *(-size for size in copies), x.nbytes, -result)
+    elif need_x:  # by another kernel, whose result is copied twice
+        copies = [grad.nbytes, _blocked(weight, block, 1)]
+        yield from (*copies, x.nbytes, *(-size for size in copies), x.nbytes, x.nbytes, -x.nbytes, -x.nbytes)
+    if need_weight:
+        pointwise = set(weight.shape[2:]) == {1}
+        stem = not pointwise and x.shape[1] < STEM_CHANNELS
+        block = block if stem or pointwise or x.shape[1] >= block else NARROW
+        copies = [_blocked(grad, block, 1)] + ([] if stem else [_blocked(x, block, 1)])
+        found = _blocked(weight, block, 0, *([] if stem else [1]))
+        gathered = [_gathered(x, prod(grad.shape[2:]), block)] if pointwise and set(stride) != {1} else []
+        yield from (*copies, found, *gathered, *(-size for size in gathered), *(-size for size in copies))
     if need_x:
-        yield from (grad.nbytes, weight.nbytes, x.nbytes, -weight.nbytes, -grad.nbytes)
-        plain = kept * (1 if set(stride) == {1} else 2)  # a strided one is copied once more
-        yield from (*plain, *(-size for size in plain))
+        yield -x.nbytes
+    yield RESULTS
     if need_weight:
-        copies = [grad.nbytes, x.nbytes] if x.shape[1] > STEM_CHANNELS else [grad.nbytes]
-        yield from (*copies, weight.nbytes, *(-size for size in copies))
-    yield from (*(-size for size in kept), RESULTS)
-    if need_weight:
-        yield -weight.nbytes
+        yield -found
+
+
+def vector_width() -> int:
+    """Return how many float32 a vector of this machine's processor holds, as torch sees it."""
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else NARROW
+
+
+def _padded(channels: int, block: int) -> int:
+    return -(-channels // block) * block
+
+
+def _blocked(tensor: Tensor, block: int, *dimensions: int) -> int:
+    """Return a tensor's bytes with some dimensions padded to whole blocks."""
+    sizes = (_padded(size, block) if number in dimensions else size for number, size in enumerate(tensor.shape))
+    return prod(sizes) * tensor.element_size()
 
 
 def _batch_norm_backward_scratch(grad: Tensor, x: Tensor, *rest: Any) -> Iterator[int]:
@@ -229,10 +269,14 @@ def _unfolds(x: Tensor, weight: Tensor) -> bool:
     return len(x) == 1 and x.numel() <= SMALL_IMAGE and max(weight.shape[2:]) <= 3
 
 
-def _columns(x: Tensor, weight: Tensor, out: int, stride: list[int], padding: list[int]) -> int:
-    if set(weight.shape[2:]) == {1} == set(stride) and not any(padding):
-        return 0  # the image itself
-    return prod(weight.shape[1:]) * out * x.element_size()
+def _gathered(x: Tensor, out: int, block: int) -> int:
+    """Return what a strided convolution of 1x1 gathers the pixels of an image into, with 128 bytes to align it."""
+    return _padded(x.shape[1], block) * out * x.element_size() + 128
+
+
+def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Tell whether a convolution of 1x1 is a product of matrices, an image being its own columns."""
+    return len(x) < MANY_IMAGES and set(weight.shape[2:]) == {1} == set(stride) and not any(padding)
 
 
 SCRATCH: dict[Any, Callable[..., Iterable[int]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from harness.errors import UsageError
 from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
+from harness.memory.recorder import LogRecorder
 from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -75,6 +76,72 @@ def test_one_small_image_is_unfolded_into_columns_instead_of_blocked() -> None:
     assert forward == [columns, map_bytes, -columns]
     assert backward == [map_bytes, 4 * 8 * 72, columns, -columns]
     assert len(kept) == 3
+
+
+@pytest.mark.parametrize(
+    ("vectors", "forward", "of_input", "of_weight"),
+    [
+        # what 37 channels in and 21 out are padded to: 48 and 32, or 40 and 24
+        (
+            "AVX512",
+            [1572864, 55296, 1048576, -1572864, -55296, 688128, -1048576],
+            [1048576, 55296, 1572864, -1048576, -55296, 1212416, -1572864],
+            [1048576, 1572864, 55296, -1048576, -1572864, -1212416, 1212416, 27972, -55296],
+        ),
+        (
+            "AVX2",
+            [1310720, 34560, 786432, -1310720, -34560, 688128, -786432],
+            [786432, 34560, 1310720, -786432, -34560, 1212416, -1310720],
+            [786432, 1310720, 34560, -786432, -1310720, -1212416, 1212416, 27972, -34560],
+        ),
+    ],
+)
+def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
+    vectors: str, forward: list[int], of_input: list[int], of_weight: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the real allocator's log has it for the same calls on such processors (torch 2.15), in the order of a peak."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: vectors)
+    x, weight = torch.randn(8, 37, 32, 32, device="meta"), torch.randn(21, 37, 3, 3, device="meta")
+    recorder = ShapeRecorder()
+    recorder.start()
+    out = torch.conv2d(x, weight, None, 1, 1)
+    middle = recorder.mark()
+    sizes = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    kept = torch.ops.aten.convolution_backward(out, x, weight, None, *sizes)
+    log = recorder.stop()
+    events = [event.size_bytes for event in log.events]
+    assert events[: log.marks[middle]] == forward
+    assert events[log.marks[middle] :] == of_input + of_weight
+    assert len(kept) == 3
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="oneDNN for x86 alone")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "kernel"), [((5, 3), 3), ((12, 20), 3), ((24, 16), 3), ((24, 40), 1)])
+def test_the_copies_of_a_convolution_are_those_of_this_processor(
+    channels: tuple[int, int], kernel: int, stride: int
+) -> None:
+    """Peaks of the real allocator, beside what is predicted for the same calls."""
+
+    def run(device: str) -> None:
+        x = torch.empty(16, channels[0], 16, 16, device=device)
+        weight = torch.empty(channels[1], channels[0], kernel, kernel, device=device)
+        shape = [stride, stride], [kernel // 2, kernel // 2], [1, 1]
+        out = torch.conv2d(x, weight, None, *shape)
+        torch.ops.aten.convolution_backward(out, x, weight, None, *shape, False, [0, 0], 1, [True, True, False])
+
+    peaks: list[int] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # every thread takes a little for itself
+    try:
+        for recorder, device in ((LogRecorder(), "cpu"), (ShapeRecorder(), "meta")):
+            recorder.start()
+            run(device)
+            peaks.append(max(accumulate(event.size_bytes for event in recorder.stop().events)))
+    finally:
+        torch.set_num_threads(threads)
+    measured, predicted = peaks
+    assert predicted == measured
 
 
 @pytest.mark.parametrize(("contiguous", "wanted", "maps"), [(True, True, 3), (False, True, 1), (True, False, 0)])
