@@ -54,6 +54,9 @@ class Techniques(BaseModel):
     relu_masks: bool = Field(
         False, description="keep a byte per element for the backward of a ReLU, and not its output, a float"
     )
+    bn_parts: int = Field(
+        0, ge=0, description="parts, by channels, in which the backward of a batch norm is worked out"
+    )
     micro_batch: int = Field(
         0, ge=0, description="images whose activations live at a time, and that batch norms take statistics of"
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ClmemError
-from harness.execution.batch_norm import running_statistics_untouched
+from harness.execution.batch_norm import part_batch_norms, running_statistics_untouched
 from harness.execution.in_backward import InBackward
 from harness.execution.layers import mask_relus, relus_in_place, slice_convolutions, sums_in_place
 from harness.execution.monitor import Monitor
@@ -105,6 +105,8 @@ class Execution:
             sums_in_place(self.network)
         if self.techniques.relu_masks:
             mask_relus(self.network)
+        if self.techniques.bn_parts:
+            part_batch_norms(self.network, self.techniques.bn_parts)
         if self.techniques.storage == "sparse":
             method, size = self.method, self.techniques.conv_slice
             self.open = store_open(self.network, method.open_weights(), method.usable_gradient, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 WHOLE: Mapping[str, object] = {
+    "bn_parts": 16,
     "checkpoint": "convolution",
     "conv_slice": 4,
     "inplace_relu": True,

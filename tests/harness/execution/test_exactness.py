@@ -35,6 +35,7 @@ TECHNIQUES = (
     "inplace_relu=true",
     "inplace_sum=true",
     "relu_masks=true",
+    "bn_parts=3",
     "replay_dtype=float32",
     "storage=compact",
     "storage=sparse,optimizer_in_backward=true",
