@@ -92,11 +92,16 @@ def test_what_was_not_measured_or_failed_says_so(claim: Claim, run: MakeRun) -> 
     assert "not measured" in ratio_table(bench, "tinyimagenet", "tensor")
 
 
+ENVIRONMENT = {"torch": "2.13.0", "device": "a processor"}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"environment": {"torch": "2.13.0", "device": "another"}}, "device differs: 'a processor' in sgd"),
         ({"environment": {"torch": "2.11.0", "device": "a processor"}}, "torch differs"),
+        ({"environment": {**ENVIRONMENT, "vectors": "AVX512"}}, "vectors differs: None in sgd"),
+        ({"environment": {**ENVIRONMENT, "system": "Linux 6.19.1-7 x86_64"}}, "system differs"),
         ({"stream": "split-tinyimagenet"}, "stream differs"),
         ({"weights": "trunk@0123"}, "weights differs"),
         ({"fingerprint": "beef"}, "fingerprint differs"),
@@ -112,6 +117,15 @@ def test_what_does_not_belong_together_is_refused_by_name(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         benches(claim, [run("sgd", 640.0), run("er", 900.0, **changes)])
+
+
+def test_builds_of_one_kernel_belong_together(claim: Claim, run: MakeRun) -> None:
+    systems = ("Linux 6.18.44-cloud-amd64 x86_64", "Linux 6.18.44-v657 x86_64")
+    made = [
+        run(name, 640.0, environment={**ENVIRONMENT, "system": system})
+        for name, system in zip(("sgd", "er"), systems, strict=True)
+    ]
+    assert len(only(claim, made).runs) == 2
 
 
 def test_two_runs_of_one_cell_must_agree_to_the_byte(claim: Claim, run: MakeRun) -> None:
