@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.results import Footprint, RunResult
 from harness.techniques import INEXACT, LEAN, PLAIN, Techniques
-from reports.cells import Section
+from reports.cells import Cell, Section
 from reports.tables import markdown_table, shown_roles
 from reports.units import count, mib, share
 
@@ -51,9 +51,33 @@ def ladders(section: Section) -> list[Ladder]:
     """Return the methods of a section that were measured in more than one execution, largest peak first."""
     groups: dict[tuple[Any, ...], list[tuple[RunResult, Footprint]]] = {}
     for _, run, footprint in section.measured:
-        key = (run.spec.method.removesuffix(RELEASED), *sorted(map(str, run.spec.config.items())))
+        method, *config = _settings(run)
+        key = (method.removesuffix(RELEASED), *config)
         groups.setdefault(key, []).append((run, footprint))
     return [_ladder(runs) for runs in groups.values() if len({run.spec.execution for run, _ in runs}) > 1]
+
+
+def ends(section: Section) -> Section:
+    """Return a section without the steps between plain and lean of methods that were measured both ways.
+
+    What ran in fewer ways, failed, or has an accuracy too, stays.
+    """
+    ways: dict[object, set[str]] = {}
+    for cell in section.cells:
+        if cell.memory is not None:
+            ways.setdefault(_settings(cell.memory), set()).add(cell.memory.spec.execution)
+
+    def stays(cell: Cell) -> bool:
+        run = cell.memory
+        if run is None or len(cell.runs) > 1 or run.spec.execution in (PLAIN, LEAN):
+            return True
+        return not {PLAIN, LEAN} <= ways[_settings(run)]
+
+    return replace(section, cells=tuple(cell for cell in section.cells if stays(cell)))
+
+
+def _settings(run: RunResult) -> tuple[str, ...]:
+    return run.spec.method, *sorted(map(str, run.spec.config.items()))
 
 
 def _ladder(runs: list[tuple[RunResult, Footprint]]) -> Ladder:

@@ -14,7 +14,7 @@ from reports.claims.claim import claim_names, load_claim
 from reports.claims.measured import benches
 from reports.claims.page import short
 from reports.expectations import expectations_sentence, expectations_table
-from reports.ladders import ladder_sentence, ladder_table
+from reports.ladders import ends, ladder_sentence, ladder_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
 from reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
@@ -87,20 +87,24 @@ def _overview(sections: list[Section], runs: list[RunResult]) -> str:
     return "\n".join([text, "", *(f"- {section.setting.title}" for section in sections)])
 
 
-def _section(section: Section, plots: list[Plot], predictions: Predictions) -> list[str]:
+def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> list[str]:
+    section = ends(whole)
     parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
+    left_out = len(whole.cells) - len(section.cells)
+    if left_out:
+        parts.append(f"{plural(left_out, 'execution')} between plain and lean: under Execution alone.")
     parts += _images(plots, "roles", "accuracy")
     expected = expectations_table(section)
     if expected:
         parts += ["### Expected and found", expectations_sentence(section), expected]
     if section.measured:
         parts += ["### Roles at the peak (MiB)", sentences.role_sentence(section), tables.role_table(section)]
-        parts.append(provenance.sum_check(section))
+        parts.append(provenance.sum_check(whole))
         parts.append(_details("Roles at the peak in bytes, and the sum check", tables.role_bytes_table(section)))
         parts.append(_details("Each role's own peak (MiB)", tables.role_peak_table(section)))
-        carried_out = ladder_table(section)
+        carried_out = ladder_table(whole)
         if carried_out:
-            parts += ["### Execution: released, plain, step by step to lean (MiB)", ladder_sentence(section)]
+            parts += ["### Execution: released, plain, step by step to lean (MiB)", ladder_sentence(whole)]
             parts += [carried_out, *_images(plots, "execution")]
         parts += ["### Phases (peak MiB)", sentences.phase_sentence(section), tables.phase_table(section)]
         parts.append(_details("Every task and phase (peak MiB, nothing instrumented)", tables.task_table(section)))
@@ -110,9 +114,9 @@ def _section(section: Section, plots: list[Plot], predictions: Predictions) -> l
             held = ((cell, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
             parts += [f"{cell.label}: {sentence}" for cell, sentence in held if sentence]
             parts.append(_details("Operations", workspace))
-    predicted = predictions_table(section, predictions)
+    predicted = predictions_table(whole, predictions)
     if predicted:
-        parts += ["### Predicted tensor peaks", predictions_sentence(section, predictions)]
+        parts += ["### Predicted tensor peaks", predictions_sentence(whole, predictions)]
         parts.append(_details("Every prediction", predicted))
     parts.append(_details("Live bytes over time, by role", *_images(plots, "timeline")))
     process = tables.process_table(section)

@@ -17,7 +17,7 @@ from harness.files import write_bytes
 from harness.results import Footprint, RunResult
 from reports.cells import Cell, Section
 from reports.labels import place_labels, spread
-from reports.ladders import ladders
+from reports.ladders import ends, ladders
 from reports.units import MIB, Statistic, mib
 
 if TYPE_CHECKING:
@@ -68,12 +68,13 @@ class Plot:
     has_svg: bool = True
 
 
-def draw_section(section: Section, folder: Path, progress: Callable[[str], None] | None = None) -> list[Plot]:
+def draw_section(whole: Section, folder: Path, progress: Callable[[str], None] | None = None) -> list[Plot]:
     """Draw every plot for which a section has numbers into `folder` (made if missing); return them in order.
 
     progress: called with the caption of each plot before it is drawn, which takes about a second.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    section = ends(whole)
     slug = section.setting.slug
     plots: list[Plot] = []
 
@@ -87,9 +88,9 @@ def draw_section(section: Section, folder: Path, progress: Callable[[str], None]
 
     if section.measured:
         draw("roles", "roles", "Bytes by role at the peak of each method", partial(roles_figure, section))
-    if ladders(section):
+    if ladders(whole):
         caption = "Bytes by role at the peak of each method, plainly and with one technique after the other"
-        draw("execution", "execution", caption, partial(execution_figure, section))
+        draw("execution", "execution", caption, partial(execution_figure, whole))
     if accuracy_points(section):
         draw("accuracy", "accuracy", "Accuracy against tensor peak", partial(accuracy_figure, section))
     for number, (cell, run, footprint) in enumerate(section.measured):

@@ -10,7 +10,7 @@ import pytest
 
 from harness.results import RunResult
 from reports.cells import Section, sections
-from reports.ladders import ladder_sentence, ladder_table, ladders
+from reports.ladders import ends, ladder_sentence, ladder_table, ladders
 from reports.markdown import report_text
 from reports.plots import draw_section
 
@@ -72,6 +72,19 @@ def test_the_table_sets_every_rung_against_plain(section: Section) -> None:
     assert ladder_sentence(section) == (
         "Lean, a method holds between 60 % (lightcl (trunk=frozen)) and 90 % (sgd) of its plain peak."
     )
+
+
+def test_steps_between_plain_and_lean_stand_under_execution_alone(section: Section, run: MakeRun) -> None:
+    left_out = {cell.label for cell in section.cells} - {cell.label for cell in ends(section).cells}
+    assert left_out == {
+        "lightcl (trunk=frozen, optimizer_in_backward=true)",
+        "lightcl (trunk=frozen, checkpoint=block,optimizer_in_backward=true)",
+    }
+    text = report_text([section])
+    assert "2 executions between plain and lean: under Execution alone." in text
+    assert text.count("checkpoint=block") == 1
+    (alone,) = sections([run("er", 300.0), run("er", 200.0, "checkpoint=block", checkpoint="block")])
+    assert ends(alone) == alone, "it was not measured lean"
 
 
 def test_where_every_method_ran_in_one_way_the_report_has_no_such_part(run: MakeRun) -> None:
