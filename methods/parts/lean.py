@@ -24,8 +24,8 @@ UNSEGMENTED: Mapping[str, object] = {
 DEEP: Mapping[str, object] = {**WHOLE, "checkpoint": "deep"}
 """For one term that learns the whole network from one batch: what lies between blocks is at the peak there.
 
-SGD's on the CIFAR shape goes from 102.0 to 99.0 MiB for a seventh more time. The sparse methods would gain too
-(SparCL-DER++ 78.7 to 69.2 MiB), but their steps, slowed by sparse storage, would take twice the plain ones' time.
+SGD's on the CIFAR shape goes from 102.0 to 94.3 MiB for a seventh more time. The sparse methods would gain too
+(SparCL-DER++ 78.7 to 64.7 MiB, predicted), but their steps, slowed by sparse storage, would take twice the plain ones' time.
 """
 
 TERMWISE: Mapping[str, object] = {**WHOLE, "backward": "termwise"}
