@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
-from methods.parts.lean import DEEP
+from methods.parts.lean import WHOLE
 
 ALL = "all parameters"
 """The one key of F and anchor when they are flattened."""
@@ -64,7 +64,7 @@ class EWC(Method):
         "split-tinyimagenet": {"strength": 25.0},
         "synthetic-tinyimagenet": {"strength": 25.0},
     }
-    lean = DEEP
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

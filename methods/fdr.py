@@ -36,7 +36,7 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
-from methods.parts.lean import DEEP
+from methods.parts.lean import WHOLE
 from methods.parts.task_buffer import TaskBuffer
 
 
@@ -47,7 +47,7 @@ class FDR(Method):
     uses_buffer = True
     checkpointed = ("buffer",)
     tuned = searched(lr=0.03, alpha=1.0)
-    lean = DEEP
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

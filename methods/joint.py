@@ -16,7 +16,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Step, Term, searched
-from methods.parts.lean import DEEP
+from methods.parts.lean import WHOLE
 
 
 class Joint(Method):
@@ -25,7 +25,7 @@ class Joint(Method):
     name = "joint"
     joint = True
     tuned = searched(lr=0.06)
-    lean = DEEP
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

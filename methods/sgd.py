@@ -15,7 +15,7 @@ from functools import partial
 from pydantic import Field
 
 from methods.base import Batch, Method, Step, Term, searched
-from methods.parts.lean import DEEP
+from methods.parts.lean import WHOLE
 
 
 class SGD(Method):
@@ -23,7 +23,7 @@ class SGD(Method):
 
     name = "sgd"
     tuned = searched(lr=0.03)
-    lean = DEEP
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""
