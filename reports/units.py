@@ -31,6 +31,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 @dataclass(frozen=True)
 class Statistic:
     """Mean over n seeds, and the sample standard deviation (n - 1 in the denominator), None for one seed."""

@@ -22,7 +22,10 @@ def claims(
     ] = None,
     fixes: Annotated[
         list[str] | None,
-        typer.Option("--fix", help="Correct what the published ledger leaves out (repeatable); `all` for everything."),
+        typer.Option(
+            "--fix",
+            help="Correct what the published ledger leaves out: a name that the page lists (repeatable), or `all`.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the page and its plots into this folder.")] = None,
     as_json: AsJson = False,
@@ -34,7 +37,8 @@ def claims(
     from reports.claims.tables import within_tolerance
 
     chosen = load_claim(claim)
-    applied = chosen.fixes if "all" in (fixes or []) else [chosen.fix(name) for name in dict.fromkeys(fixes or [])]
+    named = [chosen.fix(name) for name in dict.fromkeys(fixes or []) if name != "all"]
+    applied = chosen.fixes if "all" in (fixes or []) else named
     usual = (Path("results") / name for name in chosen.suites)
     directories = results or [folder for folder in usual if any(folder.glob("*--*.json"))]
     benches = load_benches(chosen, directories)

@@ -68,7 +68,9 @@ def run(
     path = Path(suite) if suite.endswith(".toml") else SUITES / f"{suite}.toml"
     if not path.exists():
         known = [file.stem for file in SUITES.glob("*.toml")]
-        raise UsageError(f"there is no suite {suite!r}: {nearest(suite, known)}, or give the path of a .toml file")
+        raise UsageError(
+            f"there is no suite {suite!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"
+        )
     chosen = _override(
         load_suite(path),
         methods=methods,

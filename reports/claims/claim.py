@@ -27,8 +27,12 @@ class _Part(BaseModel):
 
 
 class Headline(_Part):
-    """The ratio that is quoted: the memory of row `larger` over that of row `smaller` on one data set."""
+    """The ratio that is quoted: the memory of row `larger` over that of row `smaller` on one data set.
 
+    word: `claimed` where the source says the ratio, `implied` where only its cells do.
+    """
+
+    word: Literal["claimed", "implied"] = "claimed"
     value: float = Field(gt=0)
     larger: str
     smaller: str
@@ -93,7 +97,8 @@ class Row(_Part):
 
     replays: whether the number of remembered samples shapes its peak. remembers: the method's setting with that number,
     where it is not the run's replay size. own_batches: whether it learns other batches, or in another order, than the
-    others do. measured: by execution, e.g. `plain`.
+    others do. measured: by execution, e.g. `plain`. learns: what measures its accuracy, where the run measured `plain`
+    does not.
     """
 
     id: str
@@ -106,6 +111,7 @@ class Row(_Part):
     flops: Formula
     published: dict[str, Published]
     measured: dict[str, Measure] = Field(default_factory=dict)
+    learns: Measure | None = None
 
     @property
     def label(self) -> str:
@@ -134,7 +140,7 @@ class Claim(_Part):
     """A published claim.
 
     suites: whose results measure its rows. against: rows that every row is divided into. waterfall: the row that is
-    followed from its published cell to its measured peak.
+    followed from its published cell to its measured peak. executions: what those mean that are this claim's own.
     """
 
     name: str
@@ -146,6 +152,7 @@ class Claim(_Part):
     suites: list[str]
     against: list[str]
     waterfall: str
+    executions: dict[str, str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     datasets: dict[str, Dataset]
     names: dict[str, Expression]
@@ -183,8 +190,8 @@ class Claim(_Part):
         for fix in self.fixes:
             if fix.id == identifier:
                 return fix
-        known = [fix.id for fix in self.fixes]
-        raise UsageError(f"there is no correction {identifier!r}: {nearest(identifier, known)}")
+        known = ", ".join(fix.id for fix in self.fixes)
+        raise UsageError(f"there is no correction {identifier!r}; known are {known}, and all for all of them")
 
 
 class Ledger:
@@ -239,7 +246,7 @@ def load_claim(name: str) -> Claim:
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         raise UsageError(
-            f"there is no claim {name!r}: {nearest(name, claim_names())}, or give the path of a .toml file"
+            f"there is no claim {name!r}; give the path of a .toml file, or a name: {nearest(name, claim_names())}"
         )
     try:
         return Claim.model_validate({"name": path.stem, **read_toml(path)})

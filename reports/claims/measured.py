@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 from harness.errors import UsageError
 from harness.results import RunResult, load_results
 from harness.techniques import PLAIN
+from reports.cells import Cell, Section, sections
 from reports.claims.claim import Claim, Measure, Row
 from reports.load import check_same_data
 
@@ -23,6 +24,8 @@ SPEC = ("weights", "seed", "steps_per_task", "evaluate_on", "budget")
 
 EXECUTIONS = ("released", PLAIN, "lean")
 """Executions in the order in which they are shown; others follow in the claim's own order."""
+
+NOT_MEASURED = "not measured"
 
 Level = Literal["tensor", "process"]
 
@@ -45,13 +48,16 @@ class Place:
 class Bench:
     """Everything that was measured on one target.
 
-    runs: the run of each place. failed: the status of places where only failed runs are.
+    runs: the run of each place. failed: the status of places where only failed runs are. learnt: the rows' accuracies
+    on whichever streams they were measured. left_out: how many runs measure no row, by what sets them apart.
     """
 
     claim: Claim
     target: str
     runs: dict[Place, RunResult]
     failed: dict[Place, str] = field(default_factory=dict)
+    learnt: Sequence[Section] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def executions(self) -> list[str]:
@@ -87,7 +93,7 @@ class Bench:
 
     def shown(self, place: Place) -> str:
         """Return why a place has no number."""
-        return self.failed.get(place, "not measured")
+        return self.failed.get(place, NOT_MEASURED)
 
     @property
     def has_headline(self) -> bool:
@@ -97,6 +103,11 @@ class Bench:
             any(self.place(headline.dataset, row, execution) in self.runs for execution in self.executions)
             for row in (headline.larger, headline.smaller)
         )
+
+    def learners(self, section: Section) -> list[tuple[Row, Cell]]:
+        """Return the rows whose accuracy was measured in a section, in the claim's order."""
+        found = [(row_that_learnt(self.claim, cell.accuracy[0]), cell) for cell in section.cells if cell.accuracy]
+        return [(row, cell) for row in self.claim.rows for other, cell in found if other is row]
 
     def commits(self) -> dict[str, int]:
         """Return the commits of the runs and how many runs each has; a dirty tree is marked."""
@@ -135,9 +146,24 @@ def benches(claim: Claim, results: Sequence[RunResult]) -> list[Bench]:
     Raises UsageError where runs that would stand in one table differ: in the stream, the data, the batches, the
     schedule, the weights they start from or the environment; and where a run does not say which batches it consumed.
     """
-    matched = [(place, run) for run in results for place in places_of(claim, run)]
-    targets = dict.fromkeys(run.spec.target for _, run in matched)
-    return [_bench(claim, target, [(p, run) for p, run in matched if run.spec.target == target]) for target in targets]
+    by_target: dict[str, list[RunResult]] = {}
+    for run in results:
+        by_target.setdefault(run.spec.target, []).append(run)
+    matched = {
+        target: [(place, run) for run in runs for place in places_of(claim, run)] for target, runs in by_target.items()
+    }
+    return [_bench(claim, target, matched[target], by_target[target]) for target in by_target if matched[target]]
+
+
+def row_that_learnt(claim: Claim, run: RunResult) -> Row | None:
+    """Return the row whose accuracy a run measures, on whichever network and stream; None without any."""
+    for row in claim.rows:
+        measure = row.learns or row.measured.get(PLAIN)
+        if measure is not None and (run.spec.method, run.spec.execution) == (measure.method, measure.execution):
+            agrees = all(run.method_config.get(key) == value for key, value in measure.config.items())
+            if agrees and set(run.spec.config) <= {*measure.config, *claim.conditions.free}:
+                return row
+    return None
 
 
 def places_of(claim: Claim, run: RunResult) -> list[Place]:
@@ -178,11 +204,37 @@ def _measures(claim: Claim, row: Row, measure: Measure, run: RunResult) -> bool:
     return agrees and own <= set(measure.config)
 
 
-def _bench(claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]]) -> Bench:
+def _why_left_out(claim: Claim, run: RunResult) -> str:
+    """Say what sets a run apart from every row's."""
+    spec, wanted = run.spec, claim.conditions
+    if (spec.network, spec.width) != (wanted.network, wanted.width):
+        return f"{spec.network} of width {spec.width}"
+    if spec.stream not in [stream for shape in claim.datasets.values() for stream in shape.streams]:
+        return spec.stream
+    named = [(measure.method, measure.execution) for row in claim.rows for measure in row.measured.values()]
+    if spec.method not in [method for method, _ in named]:
+        return spec.method
+    if (spec.method, spec.execution) not in named:
+        return "other executions"
+    return f"other settings of {spec.method}, its buffer of {spec.buffer_size} or its replay of {spec.replay_size}"
+
+
+def _bench(
+    claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]], everything: Sequence[RunResult]
+) -> Bench:
+    learning = [run for run in everything if run.spec.measure == "accuracy" and row_that_learnt(claim, run)]
+    used = {id(run) for _, run in matched} | {id(run) for run in learning}
+    left_out = Counter(_why_left_out(claim, run) for run in everything if id(run) not in used)
+    check_same_data(learning)
     ok = [(place, run) for place, run in matched if run.status == "ok" and run.allocator is not None]
     runs = list({id(run): run for _, run in ok}.values())
     for key in ENVIRONMENT:
         _check_equal(key, [(_compared(key, run.environment.get(key)), run) for run in runs])
+    by_label: dict[tuple[str, str], list[RunResult]] = {}
+    for run in runs:
+        by_label.setdefault((run.spec.method, run.spec.execution), []).append(run)
+    for same in by_label.values():  # what a preset stands for may have changed between two runs
+        _check_equal("execution", [(run.execution, run) for run in same])
     for dataset in claim.datasets:
         within = [run for place, run in ok if place.dataset == dataset]
         _check_equal("stream", [(run.spec.stream, run) for run in within])
@@ -203,7 +255,7 @@ def _bench(claim: Claim, target: str, matched: Sequence[tuple[Place, RunResult]]
         if run.footprint is not None and other.footprint is None:  # it says more of the same cell
             kept[place] = run
     failed: dict[Place, str] = {place: run.status for place, run in matched if run.status != "ok" and place not in kept}
-    return Bench(claim, target, kept, failed)
+    return Bench(claim, target, kept, failed, sections(learning), dict(sorted(left_out.items())))
 
 
 def _compared(key: str, value: object) -> object:

@@ -17,7 +17,7 @@ from reports.claims.plots import draw_claim
 from reports.claims.surface import surface_table
 from reports.claims.verdict import verdict
 from reports.provenance import environment_table
-from reports.units import UNDEFINED, mib
+from reports.units import UNDEFINED, listed, mib, plural
 
 COLUMNS = 80
 
@@ -38,7 +38,7 @@ def page(
     images: caption and name of each plot, whose PNG and SVG lie in `plots/`.
     """
     chosen = list(fixes) or claim.fixes
-    parts = [f"# The claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
+    parts = [f"# {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches, fixes))]
     parts += [f"[![{caption}](plots/{name}.png)](plots/{name}.svg)" for caption, name in images]
     parts += [
         "## Published and recomputed",
@@ -59,6 +59,8 @@ def page(
             tables.fixes_table(claim),
             f"### Together: {named}",
             tables.corrected_table(claim, chosen),
+            f"{_pair(claim)}: {tables.headline_ratio(claim):.2f} recomputed, "
+            f"{tables.headline_ratio(claim, chosen):.2f} corrected.",
         ]
     if claim.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in claim.notes)]
@@ -72,7 +74,7 @@ def page(
 
 def short(claim: Claim, benches: Sequence[Bench]) -> list[str]:
     """Return what a report says of the claim: the verdict, and the measured peaks beside the published cells."""
-    parts = [f"## The claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
+    parts = [f"## A published claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
     parts += [tables.measured_table(bench) for bench in benches]
     return [*parts, f"`clmem claims {claim.name}` shows how every published cell comes about."]
 
@@ -80,7 +82,7 @@ def short(claim: Claim, benches: Sequence[Bench]) -> list[str]:
 def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> str:
     """Return the verdict and the memory cells as text of at most 80 columns."""
     parts = [*_wrapped(claim.title), ""]
-    for sentence in verdict(claim, benches):
+    for sentence in verdict(claim, benches, fixes):
         parts += _wrapped(f"- {sentence}")
     headers = ["row (class)"]
     for dataset in claim.datasets.values():
@@ -97,11 +99,18 @@ def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> st
     corrected = f", corrected by {', '.join(fix.id for fix in fixes)}" if fixes else ""
     parts += ["", *_wrapped(f"MB by the published ledger{corrected}:"), ""]
     parts.append(tabulate(rows, headers, disable_numparse=True, colalign=align))
+    if fixes:
+        ratios = f"{tables.headline_ratio(claim):.2f} recomputed, {tables.headline_ratio(claim, fixes):.2f} corrected"
+        parts += ["", *_wrapped(f"{_pair(claim)} on {claim.datasets[claim.headline.dataset].title}: {ratios}")]
     for bench in benches:
         for name, dataset in claim.datasets.items():
             about = f"Tensor peak on {dataset.title} in MiB, measured on {bench.target} ({UNDEFINED}: not run so):"
             parts += ["", *_wrapped(about), "", _peaks(bench, name)]
     return "\n".join(parts)
+
+
+def _pair(claim: Claim) -> str:
+    return " / ".join(claim.row(name).label for name in (claim.headline.larger, claim.headline.smaller))
 
 
 def _peaks(bench: Bench, dataset: str) -> str:
@@ -162,13 +171,17 @@ def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> 
             for row in claim.rows
             for name, published in row.published.items()
         ],
-        "headline": {**claim.headline.model_dump(), "recomputed": tables.headline_ratio(claim)},
+        "headline": {
+            **claim.headline.model_dump(),
+            "recomputed": tables.headline_ratio(claim),
+            "corrected": tables.headline_ratio(claim, fixes) if fixes else None,
+        },
         "cells": cells,
         "fixes": [{"id": fix.id, "headline": tables.headline_ratio(claim, [fix])} for fix in claim.fixes],
         "applied": [fix.id for fix in fixes],
         "corrected": corrected,
         "measured": measured,
-        "verdict": verdict(claim, benches),
+        "verdict": verdict(claim, benches, fixes),
     }
 
 
@@ -211,7 +224,19 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
         f"Tensor peaks in plain execution; bold where {claim.headline.value:g} is reached. Remembered: "
         "the samples that a row holds of earlier batches.",
         surface_table(bench),
+    ]
+    if bench.learnt:
+        parts += [
+            "### How the rows learn elsewhere",
+            "Accuracy in percent, not under the claim's conditions: mean ± sample standard deviation over seeds. "
+            "Seconds of training and evaluation on the full stream are rough, for processes ran side by side.",
+        ]
+    for section in bench.learnt:
+        parts += [f"{section.setting.title}:", tables.learning_table(bench, section)]
+    left_out = [f"{plural(number, 'run')} ({why})" for why, number in bench.left_out.items()]
+    parts += [
         "### Where these numbers come from",
+        *([f"Left out, for no row is theirs: {listed(left_out)}."] if left_out else []),
         "Commits: " + ", ".join(f"{commit} ({number} runs)" for commit, number in bench.commits().items()) + ".",
         _folded("Runs", tables.provenance_table(bench)),
         _folded("Environment", environment_table(list(bench.runs.values()))),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reports.claims.claim import Claim, Fix, Ledger
 from reports.claims.measured import Bench
 from reports.claims.surface import Line, batch_sizes, surface
-from reports.claims.tables import CHANGE, recomputed
+from reports.claims.tables import CHANGE, published_ratio, recomputed
 from reports.plots import LINE_COLOURS, LINE_STYLES, new_figure, plot_style, save_figure
 from reports.units import MIB
 
@@ -67,12 +67,17 @@ def surface_figure(bench: Bench) -> Figure:
                 LINE_STYLES[int(line.whole_batch)],
                 linewidth=1.2 + 0.65 * (len(claim.against) - 1 - number),  # lines on each other are seen
                 marker="o",
-                markersize=4,
+                markersize=3.5 + 1.5 * (len(claim.against) - 1 - number),
                 color=LINE_COLOURS[number % len(LINE_COLOURS)],
                 label=f"{row.label} ({remembered} remembered)" if row.replays else row.label,
             )
-        label = f"claimed: {claim.headline.value:g}x"
-        axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), label=label)
+        label = f"{claim.headline.word}: {claim.headline.value:g}x"
+        axes.axhline(claim.headline.value, color="#444444", linewidth=0.9, linestyle=":", label=label)
+        published = published_ratio(claim, claim.row(claim.headline.larger), claim.row(claim.headline.smaller), name)
+        if published is not None:
+            label = f"published: {claim.row(claim.headline.larger).label}"
+            at = claim.conditions.batch_size
+            axes.plot([at], [published], linestyle="none", marker="*", markersize=13, color="#222222", label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(batch_sizes(bench), [str(batch) for batch in batch_sizes(bench)])
         axes.minorticks_off()
@@ -80,7 +85,8 @@ def surface_figure(bench: Bench) -> Figure:
         axes.set_title(dataset.title, fontsize=10.5)
         axes.set_xlabel("batch size")
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    panels[0].set_ylabel(f"peak / peak of {claim.row(claim.headline.smaller).label}")
+    smaller = claim.row(claim.headline.smaller).label
+    panels[0].set_ylabel(f"tensor peak / that of {smaller}\n(plain, measured on {bench.target})")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, frameon=False)
     return figure
@@ -112,7 +118,11 @@ def waterfall_steps(bench: Bench, execution: str) -> list[tuple[str, float]]:
             steps.append((fix.id, new - total))
             total = new
     measured = (bench.peak_bytes(bench.place(dataset, row.id, execution)) or 0) / MIB
-    return [*steps, ("difference to measured", measured - total), (f"measured, {execution}", measured)]
+    return [
+        *steps,
+        ("difference to measured", measured - total),
+        (f"measured on {bench.target}, {execution}", measured),
+    ]
 
 
 def waterfall_figure(bench: Bench, execution: str) -> Figure:
@@ -134,9 +144,12 @@ def waterfall_figure(bench: Bench, execution: str) -> Figure:
             f"{size:.1f}" if whole else f"{size:+.1f}", (end, number), (4, 0), textcoords="offset points", va="center"
         )
         if not whole:
-            axes.plot([left, left], [number - 1.34, number + 0.34], color="#888888", linewidth=0.7)
+            axes.plot([left, left], [number - 0.66, number - 0.34], color="#888888", linewidth=0.7)
         left = size if whole else left + size
-    axes.set_yticks(range(len(steps)), [name for name, _ in steps])
+    kind = claim.row(claim.waterfall).memory.kind
+    names = [name for name, _ in steps]
+    names[0] += f" (class {kind})" if kind else ""
+    axes.set_yticks(range(len(steps)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.14 * max(axes.get_xlim()[1], 1.0))
     axes.set_xlabel(f"{claim.row(claim.waterfall).label} on {claim.datasets[claim.headline.dataset].title} (MiB)")

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.claims.claim import Claim
-from reports.claims.measured import Bench
+from reports.claims.measured import NOT_MEASURED, Bench
 from reports.tables import markdown_table
+from reports.units import listed
 
 
 @dataclass(frozen=True)
@@ -71,53 +72,81 @@ def surface_table(bench: Bench) -> str:
         shown |= {batch: f"**{shown[batch]}**" for batch, ratio in line.known.items() if ratio >= claim.headline.value}
         remembered = "a batch" if line.whole_batch else str(claim.conditions.replay_size)
         labels = [claim.datasets[line.dataset].title, claim.row(line.larger).label, claim.row(line.smaller).label]
-        rows.append([*labels, remembered, *(shown.get(batch, "not measured") for batch in batches)])
+        rows.append([*labels, remembered, *(shown.get(batch, NOT_MEASURED) for batch in batches)])
     return markdown_table([*headers, *(f"batch {batch}" for batch in batches)], rows, left=4)
 
 
 def surface_sentences(bench: Bench) -> list[str]:
-    """Say where the claimed ratio is reached: by the headline's own pair first, then by any pair of the surface."""
+    """Say where the claimed ratio is reached: by the headline's own pair first, then by every other pair."""
     claim, headline = bench.claim, bench.claim.headline
-    lines = surface(bench)
-    pair = [line for line in lines if (line.larger, line.smaller) == (headline.larger, headline.smaller)]
+    pairs: dict[tuple[str, str], list[Line]] = {}
+    for line in surface(bench):
+        if line.known:
+            pairs.setdefault((line.larger, line.smaller), []).append(line)
+    own = pairs.pop((headline.larger, headline.smaller), [])
     labels = " over ".join(claim.row(name).label for name in (headline.larger, headline.smaller))
-    start = f"Over batch sizes on {bench.target}, plain,"
-    if not any(line.known for line in pair):
+    if not own:
         return [f"Not measured on {bench.target}: the ratio of {labels} over batch sizes."]
-    own = _reached(claim, pair, f"{start} {labels} reaches {headline.value:g}x")
-    if claim.row(headline.smaller).sparsity:
-        own += " Plain execution holds the zeros: this is what frozen layers and replays save, not sparsity."
-    others = [line for line in lines if line not in pair]
-    counts = []
-    for larger in claim.against:
-        ratios = [ratio for line in others if line.larger == larger for ratio in line.known.values()]
-        if ratios:
-            hits = sum(ratio >= headline.value for ratio in ratios)
-            counts.append(f"{claim.row(larger).label} in {hits} of {len(ratios)} (at most {max(ratios):.2f}x)")
-    if not counts:
-        return [own]
-    below = " or ".join(claim.row(name).label for name in smaller_rows(claim))
-    return [own, f"{start} other pairs reach {headline.value:g}x over {below}: {', '.join(counts)}."]
+    sizes = sorted({batch for line in own for batch in line.known})
+    over = f"At batch {sizes[0]}" if len(sizes) == 1 else f"At batches of {sizes[0]} to {sizes[-1]}"
+    start = f"{over} on {bench.target}, plain,"
+    text = f"{start} {labels} reaches {headline.value:g}x in {_counts(own, headline.value)} measured combinations"
+    text += f"{_where(claim, own)}."
+    for name in smaller_rows(claim):
+        dense = pairs.get((headline.larger, name), [])
+        if name != headline.smaller and dense:
+            text += f" Plain execution stores zeros too: over {claim.row(name).label} in its place it is reached in "
+            text += f"{_counts(dense, headline.value)}."
+    return [text, *_other_pairs(claim, pairs, start)]
 
 
-def _reached(claim: Claim, lines: Sequence[Line], start: str) -> str:
-    """Say in how many of the measured combinations of one pair's lines the claimed ratio is reached, and in which."""
-    size = claim.conditions.replay_size
-    counts, shown = [], []
-    for whole, what in ((False, f"with {size} samples remembered"), (True, "with as many as the batch has")):
-        chosen = [line for line in lines if line.whole_batch == whole]
-        hits = 0
-        for line in chosen:
-            batches = [batch for batch, ratio in line.known.items() if ratio >= claim.headline.value]
-            hits += len(batches)
-            if batches:
-                how = "remembering a batch" if whole else f"remembering {size}"
-                shown.append(f"on {claim.datasets[line.dataset].title} {how} at batch {', '.join(map(str, batches))}")
-        known = sum(len(line.known) for line in chosen)
-        if known:
-            counts.append(f"in {hits} of {known} measured combinations {what}")
-    text = f"{start} {' and '.join(counts)}"
-    return f"{text}: {'; '.join(shown)}." if shown else f"{text}."
+def _other_pairs(claim: Claim, pairs: Mapping[tuple[str, str], list[Line]], start: str) -> list[str]:
+    """Say where pairs reach the claimed ratio; those that reach it in the same combinations are named together."""
+    value = claim.headline.value
+    never: dict[str, list[Line]] = {}
+    together: dict[str, dict[str, list[Line]]] = {}
+    for (larger, smaller), lines in pairs.items():
+        where = _where(claim, lines)
+        if where:
+            named = f"{claim.row(larger).label} over {claim.row(smaller).label}"
+            together.setdefault(where, {})[named] = lines
+        else:
+            never.setdefault(claim.row(larger).label, []).extend(lines)
+    parts = [
+        f"{listed(list(named))} in {_each(list(named.values()), value)}{where}" for where, named in together.items()
+    ]
+    if never:
+        below = " or ".join(claim.row(name).label for name in smaller_rows(claim))
+        counts = [f"{label} in {_counts(lines, value)} (at most {_most(lines)})" for label, lines in never.items()]
+        parts.append(f"over {below} {listed(counts)}")
+    return [f"{start} other pairs reach {value:g}x so: {'; '.join(parts)}."] if parts else []
+
+
+def _each(pairs: Sequence[Sequence[Line]], value: float) -> str:
+    counts = " or ".join(sorted({_counts(lines, value) for lines in pairs}))
+    most = _most([line for lines in pairs for line in lines])
+    return f"{counts}{' each' if len(pairs) > 1 else ''} (at most {most})"
+
+
+def _most(lines: Sequence[Line]) -> str:
+    return f"{max(ratio for line in lines for ratio in line.known.values()):.2f}x"
+
+
+def _counts(lines: Sequence[Line], value: float) -> str:
+    known = [ratio for line in lines for ratio in line.known.values()]
+    return f"{sum(ratio >= value for ratio in known)} of {len(known)}"
+
+
+def _where(claim: Claim, lines: Sequence[Line]) -> str:
+    """Return ": " and the combinations in which some lines reach the claimed ratio, or nothing."""
+    shown = []
+    for line in lines:
+        batches = [batch for batch, ratio in line.known.items() if ratio >= claim.headline.value]
+        if batches:
+            many = "as many samples as a batch has" if line.whole_batch else f"{claim.conditions.replay_size} samples"
+            sizes = f"batch {batches[0]}" if len(batches) == 1 else f"batches {listed(list(map(str, batches)))}"
+            shown.append(f"on {claim.datasets[line.dataset].title} remembering {many} at {sizes}")
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _ratio(bench: Bench, dataset: str, larger: str, smaller: str, batch_size: int, whole_batch: bool) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.techniques import PLAIN
+from reports.cells import Section
 from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
-from reports.claims.measured import Bench, Level, Place
-from reports.tables import markdown_table, shown_roles
+from reports.claims.measured import NOT_MEASURED, Bench, Level, Place
+from reports.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
 from reports.units import UNDEFINED, count, mib
 
 CHANGE = 0.05
@@ -41,6 +42,12 @@ def recomputed(claim: Claim, row: Row, quantity: Quantity, dataset: str) -> tupl
     if published is None:
         return None, value, None
     return published, value, value - published if quantity == "memory" else value / published - 1
+
+
+def published_ratio(claim: Claim, larger: Row, smaller: Row, dataset: str) -> float | None:
+    """Return the ratio of two published memory cells, None where either is not published."""
+    one, other = (recomputed(claim, row, "memory", dataset)[0] for row in (larger, smaller))
+    return None if one is None or other is None else one / other
 
 
 def within_tolerance(claim: Claim, quantity: Quantity) -> tuple[int, int]:
@@ -116,16 +123,30 @@ def measured_table(bench: Bench) -> str:
 def roles_table(bench: Bench, dataset: str) -> str:
     """Return the measured bytes by role at the peak of every row and execution, in MiB; empty without any."""
     found = [
-        (row.label, execution, run.footprint)
+        (row.label, execution, None if run is None else run.footprint)
         for row, execution, place in _places(bench, dataset)
-        if (run := bench.runs.get(place)) is not None and run.footprint is not None
+        for run in [bench.runs.get(place)]
     ]
-    shown = shown_roles(footprint for _, _, footprint in found)
-    rows = [
-        [label, execution, *(mib(held.at_peak.get(role, 0)) for role in shown), mib(sum(held.at_peak.values()))]
-        for label, execution, held in found
-    ]
+    shown = shown_roles(held for _, _, held in found if held is not None)
+    rows = []
+    for label, execution, held in found:
+        if held is None:
+            rows.append([label, execution, *([NOT_MEASURED] * (len(shown) + 1))])
+        else:
+            sizes = [held.at_peak.get(role, 0) for role in shown]
+            rows.append([label, execution, *map(mib, sizes), mib(sum(held.at_peak.values()))])
     return markdown_table(["row", "execution", *shown, "sum"], rows, left=2)
+
+
+def learning_table(bench: Bench, section: Section) -> str:
+    """Return the measured accuracies of the rows on one stream, over seeds, and the seconds that learning it took."""
+    rows = []
+    for row, cell in bench.learners(section):
+        seconds = [sum(run.phase_s.values()) for run in cell.accuracy if run.phase_s]
+        cells = [accuracy_text(cell, metric) for metric, _ in ACCURACY_COLUMNS]
+        mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else NOT_MEASURED
+        rows.append([row.label, *cells, str(len(cell.accuracy)), mean])
+    return markdown_table(["row", *(header for _, header in ACCURACY_COLUMNS), "seeds", "s"], rows)
 
 
 def accuracy_table(claim: Claim) -> str:
@@ -166,7 +187,7 @@ def flops_table(bench: Bench, dataset: str) -> str:
         relative, ratio = flops_ratio(bench, dataset, row, execution)
         flops = _flops(bench, place)
         counted = bench.shown(place) if flops is None else f"{flops / 1e9:,.1f}"
-        measured = "" if ratio is None else f"{ratio:.2f}"
+        measured = NOT_MEASURED if ratio is None else f"{ratio:.2f}"
         rows.append(
             [row.label, execution, _number(published, 1), f"{value:.2f}", _number(relative, 2), counted, measured]
         )
@@ -182,7 +203,7 @@ def ratio_table(bench: Bench, dataset: str, level: Level) -> str:
         cells = []
         for name in claim.against:
             ratio = bench.ratio(rival(bench, name, place), place, level)
-            cells.append("not measured" if ratio is None else f"{ratio:.2f}")
+            cells.append(NOT_MEASURED if ratio is None else f"{ratio:.2f}")
         rows.append([row.label, execution, *cells])
     return markdown_table(headers, rows, left=2)
 
@@ -192,12 +213,8 @@ def published_ratio_table(claim: Claim, dataset: str) -> str:
     headers = ["row", *(f"{claim.row(name).label} /" for name in claim.against)]
     rows = []
     for row in claim.rows:
-        own, _, _ = recomputed(claim, row, "memory", dataset)
-        cells = [row.label]
-        for name in claim.against:
-            larger, _, _ = recomputed(claim, claim.row(name), "memory", dataset)
-            cells.append(UNDEFINED if own is None or larger is None else f"{larger / own:.2f}")
-        rows.append(cells)
+        ratios = [published_ratio(claim, claim.row(name), row, dataset) for name in claim.against]
+        rows.append([row.label, *(UNDEFINED if ratio is None else f"{ratio:.2f}" for ratio in ratios)])
     return markdown_table(headers, rows)
 
 
