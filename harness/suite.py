@@ -24,7 +24,7 @@ from harness.measurement import assemble, passes
 from harness.processes import Workers
 from harness.results import RunResult, load_result, save_result
 from harness.spec import NOWHERE, Conditions, Measured, RunSpec, Scalar, Sources, spec_errors, weights_label
-from harness.techniques import PLAIN, canonical
+from harness.techniques import PLAIN, Techniques, canonical, techniques
 
 MANIFEST = "suite.json"
 SHORT = {"epochs": 1, "steps_per_task": None}
@@ -32,14 +32,15 @@ SHORT = {"epochs": 1, "steps_per_task": None}
 
 
 class Variation(BaseModel):
-    """What differs from the suite's: those of its methods and streams (all by default), in other executions if named,
-    are run under these conditions too."""
+    """What differs from the suite's: those of its methods and streams (all by default), in other executions and over
+    other seeds if named, are run under these conditions too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: list[str] | None = None
     streams: list[str] | None = None
     executions: list[Annotated[str, AfterValidator(canonical)]] | None = None
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
     batch_size: int | None = None
     buffer_size: int | None = None
     replay_size: int | None = None
@@ -111,8 +112,8 @@ class Suite(Conditions):
             )
             for measure in get_args(Measured)
             if measure in self.measure
-            for seed in (self.seeds if measure == "accuracy" else self.seeds[:1])
             for variation in self.vary
+            for seed in (variation.seeds or self.seeds if measure == "accuracy" else self.seeds[:1])
             for stream in (self.streams if variation.streams is None else variation.streams)
             for method in (self.methods if variation.methods is None else variation.methods)
             for execution in (self.executions if variation.executions is None else variation.executions)
@@ -288,11 +289,17 @@ def run_suite(
 
 
 def has_its_settings(result: RunResult, spec: RunSpec) -> bool:
-    """Say whether a stored run had the hyper-parameters that its spec means today; values tuned since then differ."""
-    from harness.registry import method_config
+    """Say whether a stored run had the hyper-parameters and the techniques that its spec means today.
+
+    Values tuned since then differ, and so does a lean preset that was changed.
+    """
+    from harness.registry import method_class, method_config
 
     today = method_config(spec).model_dump(mode="json")
-    return all(today[key] == value for key, value in result.method_config.items() if key in today)
+    if any(today[key] != value for key, value in result.method_config.items() if key in today):
+        return False
+    used = {key: value for key, value in result.execution.items() if key in Techniques.model_fields}
+    return not result.execution or used == techniques(spec.execution, method_class(spec.method).lean).changed()
 
 
 def checkpoint_path(directory: Path, spec: RunSpec) -> Path:

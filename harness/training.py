@@ -44,11 +44,12 @@ def short_schedule(method: Method, *, steady: bool = True) -> Schedule:
     """Return the schedule of a memory measurement: shapes decide memory, so few steps tell.
 
     One step of task 0, or as many as store what a step replays, for methods without a buffer too, so that all consume
-    the same batches; then a first and a steady step of task 1. A method that grows with the tasks visits all of them,
-    one step each, and none where it need not learn in order to grow. steady: False leaves the second step out.
+    the same batches (but those that remember more samples than others replay); then a first and a steady step of
+    task 1. A method that grows with the tasks visits all of them, one step each, and none where it need not learn in
+    order to grow. steady: False leaves the second step out.
     """
     setting = method.setting
-    fill = max(1, -(-min(setting.replay_size, setting.buffer_size) // setting.batch_size))
+    fill = max(1, -(-method.samples_to_store // setting.batch_size))
     if method.joint:
         steps: tuple[int, ...] = (1 + steady,)
     elif method.grows_with_tasks:

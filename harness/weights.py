@@ -28,6 +28,9 @@ from harness.files import write_bytes
 HEAD = "fc."
 """Where the names of the classifier begin."""
 
+SHOWN = 8
+"""Names that a message lists; more are counted."""
+
 CONTAINERS = ("state_dict", "model", "net")
 """Under which keys training scripts put the state dict beside other things."""
 
@@ -61,17 +64,17 @@ class Loaded:
 def load_weights(network: nn.Module, path: str | Path, head: bool = True) -> Loaded:
     """Copy the file's values into the network's parameters and buffers, all that fit or none.
 
-    A head of another number of classes keeps its own values, and any without `head` does; `num_batches_tracked` may be
-    missing, and other dtypes are converted. A network on the meta device is checked in the same way and nothing is
-    copied. Raises UsageError for a file that is unreadable or needs unpickling, missing or further names, other shapes,
-    and values that are not finite.
+    A head of another number of classes keeps its own values, and without `head` any does, or is missing in the file;
+    `num_batches_tracked` may be missing too, and other dtypes are converted. A network on the meta device is checked in
+    the same way and nothing is copied. Raises UsageError for a file that is unreadable or needs unpickling, missing or
+    further names, other shapes, and values that are not finite.
     """
     path = Path(path).expanduser()
     # Whoever checks settings builds under torch.device("meta"), which would leave the file's tensors without values.
     with torch.device("cpu"):
         tensors, metadata = _read(path)
     own = network.state_dict()
-    found = _by_our_names(path, tensors, own)
+    found = _by_our_names(path, tensors, own, optional=() if head else (HEAD,))
     left_out = {name: "not in the file" for name in own if name not in found}
     left_out.update(_other_head(found, own))
     if not head:
@@ -189,8 +192,13 @@ def _our_name(name: str) -> str:
     return re.sub(r"^linear\.", HEAD, name).replace(".shortcut.", ".downsample.")
 
 
-def _by_our_names(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the file's tensors by the network's names, in the network's order."""
+def _by_our_names(
+    path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], optional: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return the file's tensors by the network's names, in the network's order.
+
+    optional: how the names begin of what may be missing.
+    """
     origins: dict[str, str] = {}
     for theirs in tensors:
         bare = theirs.removeprefix("module.")
@@ -200,7 +208,8 @@ def _by_our_names(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, T
                 f"{path} holds {ours} twice, as {origins[ours]} and as {theirs}; keep one of them: {_RESAVE}"
             )
         origins[ours] = theirs
-    missing = [name for name in own if name not in origins and not name.endswith(".num_batches_tracked")]
+    needed = (name for name in own if not name.startswith(optional) and not name.endswith(".num_batches_tracked"))
+    missing = [name for name in needed if name not in origins]
     extra = [theirs for ours, theirs in origins.items() if ours not in own]
     faults = [
         f"{verb} {len(names)} {'name' if len(names) == 1 else 'names'} ({_some(names)})"
@@ -261,8 +270,8 @@ def _grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def _size(tensor: Tensor) -> str:

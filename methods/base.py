@@ -245,6 +245,11 @@ class Method:
         """What the optimizer moves. `before_task` may put another network here."""
         self.trunk: Trunk | None = None
 
+    @property
+    def samples_to_store(self) -> int:
+        """How many samples must be stored before a step holds all that it will: in a measurement task 0 stores them."""
+        return min(self.setting.replay_size, self.setting.buffer_size)
+
     def kept_channels(self) -> Mapping[str, Tensor]:
         """Return, by convolution, a bool mask [channels out] of those that are not zero for good; empty without any.
 

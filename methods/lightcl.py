@@ -23,6 +23,8 @@ Differs from the paper / the released code in:
 - `memory_source=reservoir` remembers images of old tasks. As released (`new_task`) M is the start of the NEW task's
   first batch, so no image outlives its task, and no image of an old task is ever seen again.
 - `keep_ratio` .15 of 512 channels keeps 78, not 77: the released threshold lets its own channel in, and so do we.
+- a task's channels are scored on its first batch of the first epoch, in eval mode; the paper says one batch.
+- the paper's learning plasticity and memory stability are defined nowhere, and not measured here.
 - weights are not pretrained unless they are loaded: `trunk=first_task` lets task 0 train everything.
 - sparsity is another method, `lightcl-sparse`.
 
@@ -177,6 +179,12 @@ class LightCL(Method):
     def trunk_bn(self) -> Literal["eval", "train"]:
         """As it was set."""
         return self.config.trunk_bn
+
+    @property
+    def samples_to_store(self) -> int:
+        """Those that M is drawn from, where it comes from a reservoir."""
+        own = self.config.memory_size if self.config.memory_source == "reservoir" else 0
+        return max(own, super().samples_to_store)
 
     def _trunk_of(self, task: int) -> Trunk | None:
         boundary = self.config.first_boundary if task == 0 else None

@@ -10,10 +10,9 @@ than asked as for the channels that LightCL holds. What falls with a channel is 
 LightCL, except that with a trunk frozen from the start task 0 learns from `first_boundary` on.
 
 Masked, hence dense in plain execution: weights, gradients and activations keep their sizes, so this needs as much
-memory as LightCL. Carried out lean, pruned channels are removed. The
-gradients of pruned weights are set to zero before each step, and the weights stay zero exactly: plain SGD moves nothing
-whose gradient is zero. With `grouped` ranking those gradients are zero by themselves; with `per_convolution` they are
-not, because a pruned channel lives on in the sum with another branch.
+memory as LightCL. Carried out lean, pruned channels are removed. Pruned weights stay zero exactly, for plain SGD moves
+nothing whose gradient is zero: with `grouped` ranking those gradients are zero by themselves; with `per_convolution`
+they are not, because a pruned channel lives on in the sum with another branch, and are set to zero before each step.
 
 Differs from the paper / the released code in:
 - `ranking=grouped`: convolutions whose outputs are added share one ranking, so the channels can be removed physically

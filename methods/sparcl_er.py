@@ -21,6 +21,8 @@ Differs from the paper / the released code in:
 - a removed sample is left out of the batch that the common stream put it in, so batches become smaller, not fewer; one
   that would have fewer than two samples is learnt whole.
 - what is left out is not offered to the buffer either. Replay is as in `er`, but from task 1 on (as released).
+- a sample is right when it is in the task's slice; what is known of it is kept through a task, where the released code
+  begins anew after each removal; and samples that were never right are removed last, though never forgotten.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@
 + joins the batch and m samples replayed from a reservoir in ONE forward, as in ER: the tail's batch norms see all of
 them together. The trunk before the boundary runs in eval mode without gradients.
 
-Beside LightCL it tells what a few genuinely old images are worth when they are simply replayed.
+Beside LightCL it tells what a few genuinely old images are worth when they are simply replayed. It learns over all
+classes, as ER does, where LightCL and the controls without replay learn in the task's slice: replayed classes are not
+in it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A statement that does not hold is printed like one that does: it is a finding, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ SHARE_MARGIN = 0.05
 """How far, as a fraction, an accuracy may lie from one task's share and still be about it."""
 
 Found = tuple[str, bool | None]
-"""The numbers as text, and whether they are as expected; None where they differ by less than their deviations."""
-OUTCOMES = {True: "holds", False: "**does not hold**", None: "within the spread"}
+"""The numbers as text, and whether they are as expected; None where the seeds cannot tell."""
+OUTCOMES = {True: "holds", False: "**does not hold**", None: "cannot be told"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def expectations_sentence(section: Section) -> str:
     text = f"Holding on these numbers: {outcomes.count(True)} of {plural(len(outcomes), 'expectation')}"
     open_ = outcomes.count(None)
     return (
-        f"{text}; {open_} cannot be told, as the difference is within the spread of the seeds." if open_ else f"{text}."
+        f"{text}; {open_} cannot be told, as the difference between paired seeds is within two standard errors of none."
+        if open_
+        else f"{text}."
     )
 
 
@@ -70,23 +73,40 @@ def _best(joint: Cell, section: Section, metric: str) -> Found | None:
     if own is None or not others:
         return None
     best, cell = max(others, key=lambda other: other[0].mean)
-    return f"{own.percent()} %, next {cell.label} {best.percent()} %", _larger(own, best)
+    difference, larger = _difference(joint, cell, metric)
+    return f"{own.percent()} %, next {cell.label} {best.percent()} %{difference}", larger
 
 
-def _larger(one: Statistic, other: Statistic) -> bool | None:
-    """Say whether a mean is larger; None where the two differ by no more than both deviations."""
-    spread = (one.deviation or 0) + (other.deviation or 0)
-    return None if spread and abs(one.mean - other.mean) <= spread else one.mean > other.mean
+def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
+    """Return by how much the one's metric is larger, as text, and whether it is.
+
+    Runs of one seed share stream and first weights, so differences are taken seed by seed: their mean, and its standard
+    error. None where the mean is within two standard errors of zero.
+    """
+    values = [
+        {run.spec.seed: run.metrics[metric] for run in cell.accuracy if metric in run.metrics} for cell in (one, other)
+    ]
+    seeds = sorted(values[0].keys() & values[1].keys())
+    statistic = Statistic.of([values[0][seed] - values[1][seed] for seed in seeds])
+    if statistic is None:
+        return "", None
+    if statistic.deviation is None:
+        return "", statistic.mean > 0
+    error = statistic.deviation / math.sqrt(statistic.n)
+    text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds)"
+    return text, None if abs(statistic.mean) <= 2 * error else statistic.mean > 0
 
 
-def _compared(
-    metric: str, expected: Callable[[Statistic, Statistic], bool | None]
-) -> Callable[[Cell, Cell], Found | None]:
+def _compared(metric: str, larger: bool) -> Callable[[Cell, Cell], Found | None]:
+    """Expect the first cell's metric to be larger, or smaller, than the second's."""
+
     def check(one: Cell, other: Cell) -> Found | None:
         first, second = one.metric(metric), other.metric(metric)
         if first is None or second is None:
             return None
-        return f"{first.percent()} % and {second.percent()} %", expected(first, second)
+        difference, is_larger = _difference(one, other, metric)
+        holds = is_larger if is_larger is None else is_larger == larger
+        return f"{first.percent()} % and {second.percent()} %{difference}", holds
 
     return check
 
@@ -157,11 +177,11 @@ STATEMENTS = (
         ("derpp", "sgd"),
         _clearly_above,
     ),
-    Statement("ewc above sgd, task-IL", ("ewc", "sgd"), _compared("task_il_accuracy", _larger)),
+    Statement("ewc above sgd, task-IL", ("ewc", "sgd"), _compared("task_il_accuracy", larger=True)),
     Statement("pnn forgets nothing at all, task-IL", ("pnn",), _forgets_nothing),
     Statement(
         "lightcl forgets less than tail-sgd, task-IL",
         ("lightcl", "tail-sgd"),
-        _compared("task_il_forgetting_max_previous", lambda lightcl, tail: _larger(tail, lightcl)),
+        _compared("task_il_forgetting_max_previous", larger=False),
     ),
 )

@@ -73,9 +73,11 @@ class SparCL(Method):
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Note which of the learnt samples were right, and offer them to the reservoir, with the step's logits."""
         rows = self.removal.rows(batch.positions)
+        every = len(rows) == len(batch.positions)
+        positions, raw = (batch.positions, batch.raw) if every else (batch.positions[rows], batch.raw[rows])
         labels, logits = taken(batch.labels, rows), outputs[0].logits[: len(rows)]
-        self.removal.observe(batch.positions[rows], logits, labels, batch.classes)
-        self.buffer.add(batch.raw[rows], labels, logits if self.buffer.num_logits else None)
+        self.removal.observe(positions, logits, labels, batch.classes)
+        self.buffer.add(raw, labels, logits if self.buffer.num_logits else None)
 
     def after_task(self, task: Task) -> None:
         """Forget which samples were removed."""

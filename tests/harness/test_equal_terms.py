@@ -40,11 +40,13 @@ def test_every_method_learns_from_the_same_batches() -> None:
 def test_peaks_lie_as_the_algorithms_say() -> None:
     """By prediction, which other tests hold to the measured byte."""
     shape = {"stream": "synthetic-cifar10", "width": 8, "buffer_size": 15, "replay_size": 15}
-    configs = {"lightcl": {"trunk": "frozen"}}
+    configs = {name: {"trunk": "frozen"} for name in ("lightcl", "lightcl-sparse")}
     peaks = {
         name: predicted_peak_bytes(RunSpec(method=name, config=configs.get(name, {}), **shape)) or 0
-        for name in ("derpp", "er", "fdr", "sgd", "lightcl")
+        for name in ("derpp", "er", "fdr", "sgd", "lightcl", "lightcl-sparse", "sparcl-er", "sparcl-derpp")
     }
     assert peaks["derpp"] > peaks["er"] > peaks["sgd"] > peaks["lightcl"] > 0
     buffer_bytes = 15 * (3 * 32 * 32 + 4 * 10 + 8)  # images, logits, task numbers
     assert peaks["fdr"] - peaks["sgd"] == buffer_bytes
+    for masked, whole in (("sparcl-er", "er"), ("sparcl-derpp", "derpp"), ("lightcl-sparse", "lightcl")):
+        assert peaks[masked] > peaks[whole], "masks cost memory"

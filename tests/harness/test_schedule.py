@@ -35,6 +35,12 @@ def test_the_last_step_of_the_schedule_replays_in_full(
     assert steps[0] * batch_size >= min(replay_size, buffer_size), "also what is stored at the end of task 0 is enough"
 
 
+def test_a_reservoir_of_a_methods_own_is_filled_before_it_is_drawn_from() -> None:
+    config = {"memory_source": "reservoir", "memory_size": 64}
+    spec = RunSpec(method="lightcl", config=config, width=1, batch_size=8, replay_size=15, buffer_size=15)
+    assert short_schedule(build(spec, Unwatched()).method).steps == (8, 2)
+
+
 class Growing(SGD):
     grows_with_tasks = "begun"
 

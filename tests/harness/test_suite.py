@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from harness import suite as suite_module
 from harness.errors import UsageError
-from harness.results import RunResult, load_results
+from harness.registry import method_class
+from harness.results import RunResult, load_results, save_result
 from harness.suite import Suite, load_suite, run_suite
 
 TINY = """
@@ -53,6 +54,17 @@ streams = ["split-fashion-mini"]
     specs = load_suite(write(tmp_path, text)).specs()
     found = [(spec.method, spec.execution) for spec in specs]
     assert found == [("er", "plain"), ("er", "lean"), ("sgd", "checkpoint=block"), ("er", "checkpoint=block")]
+
+
+def test_a_variation_may_have_seeds_of_its_own_which_memory_does_not_follow(tmp_path: Path) -> None:
+    text = TINY + '[[vary]]\n[[vary]]\nmethods = ["er"]\nseeds = [5]\n'
+    specs = load_suite(write(tmp_path, text)).specs()
+    assert [spec.method for spec in specs if spec.measure == "memory"] == ["sgd", "er"]
+    assert [(spec.method, spec.seed) for spec in specs if spec.measure == "accuracy" and spec.seed > 0] == [
+        ("sgd", 1),
+        ("er", 1),
+        ("er", 5),
+    ]
 
 
 def test_a_suite_measures_memory_once_and_accuracy_once_per_seed(tmp_path: Path) -> None:
@@ -149,6 +161,23 @@ def test_running_again_does_only_what_is_missing(tmp_path: Path, fake_runs: list
     fake_runs.clear()
     run_suite(suite, out, retry=True)
     assert fake_runs == [r.run_id for r in first if r.status == "crashed"]
+
+
+def test_a_run_by_a_preset_that_was_changed_since_is_run_again(tmp_path: Path, fake_runs: list[str]) -> None:
+    suite = load_suite(write(tmp_path, TINY.replace("seeds = [0, 1]", 'measure = ["memory"]\nexecutions = ["lean"]')))
+    out = tmp_path / "out"
+    for result in run_suite(suite, out):
+        preset = dict(method_class(result.spec.method).lean)
+        result.execution = {
+            "name": "lean",
+            "optimizer": "sgd",
+            **preset,
+            **({"conv_slice": 2} if "er-" in result.run_id else {}),
+        }
+        save_result(out, result)
+    fake_runs.clear()
+    run_suite(suite, out)
+    assert [run_id.partition("-")[0] for run_id in fake_runs] == ["er"]
 
 
 def test_a_directory_of_another_suite_is_refused_and_left_alone(tmp_path: Path, fake_runs: list[str]) -> None:

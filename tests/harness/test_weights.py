@@ -256,13 +256,25 @@ def test_missing_and_further_names_are_named_and_counted(tmp_path: Path) -> None
         del values[name]
     values["layer9.extra"] = torch.ones(1)
     message = refusal(saved(tmp_path, {f"module.{name}": tensor for name, tensor in values.items()}))
-    assert "lacks 4 names (layer2.0.conv1.weight, layer3.0.bn1.bias, layer4.0.bn1.bias and 1 more)" in message
+    assert "lacks 4 names (layer2.0.conv1.weight, layer3.0.bn1.bias, layer4.0.bn1.bias, layer4.1.bn2.weight)" in message
     assert "has further 1 name (module.layer9.extra)" in message
 
 
 def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
     values = {name: tensor for name, tensor in state().items() if not name.startswith("fc.")}
     assert "lacks 2 names (fc.weight, fc.bias)" in refusal(saved(tmp_path, values))
+    assert re.search(
+        r"lacks \d+ names \(conv1.weight, (\S+, ){6}\S+ and \d+ more\)",
+        refusal(saved(tmp_path, {"fc.bias": torch.zeros(10)})),
+    )
+
+
+def test_a_trunk_alone_is_enough_where_the_head_stays_fresh_anyway(tmp_path: Path) -> None:
+    values = {name: tensor for name, tensor in state().items() if not name.startswith("fc.")}
+    into, fresh = network(), network()
+    loaded = load_weights(into, saved(tmp_path, values), head=False)
+    assert_holds(into, {**values, "fc.weight": fresh.fc.weight, "fc.bias": fresh.fc.bias})
+    assert loaded.left_out == {"fc.weight": "not in the file", "fc.bias": "not in the file"}
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:

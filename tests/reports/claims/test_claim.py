@@ -94,6 +94,10 @@ def saved_per_sample(start: str | None, side: int) -> float:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             nn.functional.cross_entropy(network.run(begin, start=start), torch.zeros(count, dtype=torch.long))
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in held.values()))
+    frozen = [] if start is None else [part for stage in network.stage_modules(start) for part in stage.modules()]
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d) and part not in frozen]
+    statistics = 8 * sum(norm.num_features for norm in norms)  # mean and deviation of each channel
+    assert 2 * sizes[0] - sizes[1] == statistics + 4, "and the sum of weights: no more is the same for every batch"
     return (sizes[1] - sizes[0]) / 2 / MIB
 
 
