@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import warnings
 from collections.abc import Iterator
@@ -44,17 +45,30 @@ def check_device(target: str) -> None:
     if index >= count:
         known = ", ".join(f"cuda:{number}" for number in range(count))
         raise UsageError(f"there is no device {device}: this machine has {known}")
-    if target == "jetson" and not jetson.is_jetson():
+    if target == "jetson" and not (jetson.is_jetson() or _shares_memory(index)):
         raise UsageError(
             "target 'jetson' counts memory that GPU and processor share, and this machine does not say that it is a "
             "Jetson board (in a container, mount its /etc/nv_tegra_release); else use --target cuda"
         )
 
 
-def check_others(target: str, allowed_bytes: int) -> None:
-    """Raise UsageError where processes that do not belong to this measurement hold more than that on a GPU."""
-    uuid = None if allocator_of(target) == "cpu" else identity(target)
-    found = [] if uuid is None else nvml.others(uuid)
+def _shares_memory(index: int) -> bool:
+    """Say whether a GPU shares the memory of an ARM processor: a container may hide what names the board."""
+    properties = torch.cuda.get_device_properties(index)
+    return platform.machine() == "aarch64" and bool(getattr(properties, "is_integrated", False))
+
+
+def check_others(target: str, allowed_bytes: int) -> bool:
+    """Raise UsageError where processes that do not belong to this measurement hold more than that on a GPU.
+
+    Return whether that could be told: NVML is missing on Jetson boards, and some containers hide other processes.
+    """
+    if allocator_of(target) == "cpu":
+        return True
+    uuid = identity(target)
+    found = None if uuid is None else nvml.others(uuid)
+    if not found:
+        return found is not None
     held = sum(size for _, _, size in found)
     if held > allowed_bytes:
         pid, name, size = found[0]
@@ -62,6 +76,7 @@ def check_others(target: str, allowed_bytes: int) -> None:
             f"other processes hold {held:,} B on {device_of(target)} (the largest: {name}, pid {pid}, {size:,} B) "
             f"where {allowed_bytes:,} B are allowed; stop them, or allow them with --others {held}"
         )
+    return True
 
 
 class DeviceProcess(Unwatched):
@@ -76,11 +91,13 @@ class DeviceProcess(Unwatched):
 
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:
-        """Bracket one phase of one task."""
-        yield
-        held = None if self._uuid is None or name == "step" else nvml.process_bytes(self._uuid)
-        if held is not None:
-            self.peak_bytes = max(held, self.peak_bytes or 0)
+        """Bracket one phase of one task, which may end in want of memory."""
+        try:
+            yield
+        finally:
+            held = None if self._uuid is None or name == "step" else nvml.process_bytes(self._uuid)
+            if held is not None:
+                self.peak_bytes = max(held, self.peak_bytes or 0)
 
 
 def _why(said: list[warnings.WarningMessage]) -> str:
@@ -114,7 +131,8 @@ def limit_reserved(spec: RunSpec) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     if allowed > total:
         raise UsageError(f"a budget of {spec.budget} allows {allowed:,} B but {device} has {total:,} B")
-    torch.cuda.set_per_process_memory_fraction(allowed / total, device)
+    # torch multiplies and cuts off what is behind the point, and one byte less would be a segment less
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (allowed + 0.5) / total), device)
 
 
 def limit_process(spec: RunSpec) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from harness.build import build
+from harness.environment import environment
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
 from harness.memory.caching import cached
@@ -76,6 +77,7 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
         method_config=run.method.config.model_dump(mode="json"),
         execution=run.execution.describe(),
         joint=run.method.joint,
+        environment=environment(),
         footprint=ledger.footprint.model_copy(update={"reserved_bytes": reserved}),
     )
 

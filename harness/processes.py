@@ -22,7 +22,7 @@ from memory_profiler import memory_usage
 
 from harness.job import Job, Outcome, Pass
 from harness.memory.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
-from harness.memory.jetson import UnifiedSampler
+from harness.memory.jetson import Meminfo, UnifiedSampler
 from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC, oom_kills
 from harness.targets import allocator_of
 
@@ -65,6 +65,7 @@ class Workers:
 
         The `process` pass is sampled from outside too: its outcome carries the curve of resident memory.
         """
+        before = Meminfo.read() if job.spec.target == "jetson" else None
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             with self._lock:
                 process = subprocess.Popen(
@@ -90,7 +91,7 @@ class Workers:
             try:
                 if job.what == "process":
                     curve = _Curve(process)
-                    board = UnifiedSampler(lambda: process.poll() is None) if job.spec.target == "jetson" else None
+                    board = None if before is None else UnifiedSampler(lambda: process.poll() is None, before)
                 outcome = _converse(process, job, follow)
                 code = process.wait()
             finally:

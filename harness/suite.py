@@ -174,7 +174,7 @@ def run_specs(
     more alone at the end, for its neighbours may have been the reason. checkpoints: a directory in which accuracy
     runs leave what they need to go on after an interruption. snapshot: a file for the history of CUDA's allocator in
     the attribution pass, of the last run that has one. Raises UsageError when the only spec turns out to be
-    impossible, or the device of one to be missing or taken; what is whole by then was handed over. On KeyboardInterrupt
+    impossible, or the device of one to be missing or taken before anything was measured. On KeyboardInterrupt
     every worker is killed.
     """
     watcher = watcher or Watcher()
@@ -203,9 +203,13 @@ def run_specs(
         watcher.progress(spec, what, None)
         return outcome
 
+    measured: set[str] = set()
+
     def keep(spec: RunSpec, what: Pass, outcome: Outcome) -> None:
-        if outcome.unfit or (outcome.usage_error and len(specs) == 1):
+        if (outcome.unfit and not measured) or (outcome.usage_error and len(specs) == 1):
             raise UsageError(outcome.reason or "the request is impossible")
+        if outcome.status == "ok":  # a device that is taken later fails single runs, which may be run again
+            measured.add(spec.target)
         entry = pending[spec.run_id]
         entry.outcomes[what] = outcome
         if len(entry.outcomes) == len(passes(spec)):

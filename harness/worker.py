@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def perform(job: Job, report: Report) -> Outcome:
     try:
         try:
             check_device(job.spec.target)
-            check_others(job.spec.target, job.sources.others_bytes)
+            others_checked = check_others(job.spec.target, job.sources.others_bytes)
         except UsageError:
             outcome.unfit = True
             raise
@@ -72,6 +72,7 @@ def perform(job: Job, report: Report) -> Outcome:
         limit_reserved(job.spec)
         if described := describe(job.spec.target, with_services=job.what == "truth"):
             outcome.environment |= {"processor": outcome.environment["device"], **described}
+            outcome.environment["others_checked"] = others_checked
         work(job, outcome, progress, report)
     except DivergedError as error:
         outcome.status, outcome.reason = "diverged", str(error)
@@ -82,14 +83,14 @@ def perform(job: Job, report: Report) -> Outcome:
     except Exception as error:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        outcome.status = "oom" if is_out_of_memory(error) else "crashed"
+        outcome.status = "oom" if is_out_of_memory(error, job.spec.target) else "crashed"
         outcome.reason = f"{sentence} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
     outcome.phase_s = dict(progress.seconds)
     outcome.steps = progress.steps
     return outcome
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException, target: str) -> bool:
     """Say whether an exception means that memory ran out, on any target.
 
     On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator; cuBLAS and
@@ -104,16 +105,16 @@ def is_out_of_memory(error: BaseException) -> bool:
             or "DefaultCPUAllocator: can't allocate memory" in text
             or "_STATUS_ALLOC_FAILED" in text
             or "_ALLOCATION_FAILED" in text
-            or ("unable to find an engine" in text and _device_ran_short())
+            or ("unable to find an engine" in text and _device_ran_short(target))
             or ("NVML_SUCCESS == r" in text and "CUDACachingAllocator" in text)
         )
     )
 
 
-def _device_ran_short() -> bool:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+def _device_ran_short(target: str) -> bool:
+    if allocator_of(target) == "cpu":
         return False
-    stats = torch.cuda.memory_stats()
+    stats = torch.cuda.memory_stats(device_of(target))
     return bool(stats.get("num_ooms", 0) or stats.get("num_alloc_retries", 0))
 
 
@@ -165,13 +166,13 @@ def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report)
             _short(job, outcome, observer, progress, report)
             observer.finish()
     except Exception as error:
-        ran_out = is_out_of_memory(error)
+        ran_out = is_out_of_memory(error, job.spec.target)
         raise
     finally:
-        log, trace = recorder.stop(), [] if history is None else history.stop()
-        outcome.peaks = phase_peaks(log, observer.records.phases)
-        if ran_out and observer.records.phases:
-            with suppress(LedgerError):  # what it held until then, where that adds up
+        with suppress(LedgerError) if ran_out else nullcontext():  # what it held until then, where that adds up
+            log, trace = recorder.stop(), [] if history is None else history.stop()
+            outcome.peaks = phase_peaks(log, observer.records.phases)
+            if ran_out and observer.records.phases:
                 outcome.footprint = join(_requested(log, trace, history), observer.records).footprint
     ledger = join(_requested(log, trace, history), observer.records)
     if ledger.undeclared:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.results import PHASES, ROLES, RunResult
+from harness.targets import allocator_of
 from harness.techniques import PLAIN
 from reports.cells import Section
 from reports.predictions import error_of
@@ -18,6 +19,7 @@ from reports.units import count, mib, share
 
 COLUMNS = 80
 MINIMUM_NAME = 12
+UNLIMITED = "held to the budget: the process pass alone; roles and tensor peak are of passes without it"
 PROCESS_FIELDS = {"baseline_bytes", "peak_bytes", "device_peak_bytes", "unified"}
 
 
@@ -30,6 +32,8 @@ def measure_table(result: RunResult) -> str:
         wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
         wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}{allowed}"),
     ]
+    if spec.budget and result.footprint is not None and allocator_of(spec.target) == "cpu":
+        parts.append(wrap(UNLIMITED))
     if result.status != "ok":
         parts.append(wrap(f"NOT OK ({result.status}): {result.reason or 'no reason recorded'}"))
     parts += [wrap(f"BROKEN: {check}") for check in result.checks]

@@ -56,7 +56,8 @@ def release(root: Path = Path("/")) -> str | None:
 
 
 def jtop_says() -> dict[str, Any] | None:
-    """Return what jetson-stats says of the board, None where it is not installed or its service does not answer.
+    """Return what jetson-stats says of the board, None where it is not installed; an `error` where its service does
+    not answer.
 
     It samples once a second behind a root service, so it describes and never measures.
     """
@@ -108,11 +109,15 @@ class UnifiedSampler:
     """Samples the board's memory in a thread while something runs. Short spikes fall between samples."""
 
     def __init__(
-        self, running: Callable[[], bool], root: Path = Path("/"), tegrastats: Sequence[str] | None = None
+        self,
+        running: Callable[[], bool],
+        before: Meminfo,
+        root: Path = Path("/"),
+        tegrastats: Sequence[str] | None = None,
     ) -> None:
-        """tegrastats: the command that stands for it; None looks for NVIDIA's."""
+        """before: what was used before anything ran. tegrastats: the command for it; None looks for NVIDIA's."""
         self._running, self._root = running, root
-        self._before = self._highest = Meminfo.read(root)
+        self._before = self._highest = before
         self._nvmap = self._before.nvmap
         self._swap = self._before.swap_used
         self._samples = 1
@@ -123,7 +128,11 @@ class UnifiedSampler:
 
     def _sample(self) -> None:
         while self._running():
-            now = Meminfo.read(self._root)
+            try:
+                now = Meminfo.read(self._root)
+            except OSError:  # this look told nothing; `samples` says how many did
+                time.sleep(INTERVAL_S)
+                continue
             self._samples += 1
             self._highest = max(self._highest, now, key=lambda info: info.used)
             self._swap = max(self._swap, now.swap_used)

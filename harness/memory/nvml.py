@@ -6,6 +6,7 @@ Jetson boards lack it or answer NotSupported, and containers may hide other proc
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +15,9 @@ import psutil
 import pynvml  # type: ignore[import-untyped]
 
 Answer = TypeVar("Answer")
+
+ENDING_S = 1.0
+"""For how long a process that has ended may still be listed."""
 
 
 @contextmanager
@@ -61,14 +65,28 @@ def process_bytes(uuid: str, pid: int | None = None) -> int | None:
     return None if held is None else held.get(os.getpid() if pid is None else pid)
 
 
-def others(uuid: str) -> list[tuple[int, str, int]]:
+def others(uuid: str) -> list[tuple[int, str, int]] | None:
     """Return (pid, name, bytes) of the processes on a GPU that do not belong to this measurement, the largest first.
 
-    Those with a common ancestor in this suite are siblings. Empty where NVML cannot tell.
+    Those with a common ancestor in this suite are siblings; one that has just ended is listed for a moment longer, and
+    its ancestors are unknown, so strangers are those that are still listed after that. None where NVML cannot tell how
+    much any process holds.
     """
-    held = _asked(lambda: _processes(uuid)) or {}
     suite = os.environ.get("CLMEM_PARENT", "")
-    found = [(pid, _name(pid), size or 0) for pid, size in held.items() if not _belongs(pid, suite)]
+    strangers: dict[int, int | None] = {}
+    for again in (False, True):
+        held = _asked(lambda: _processes(uuid))
+        if held is None:
+            return None
+        listed = {pid: size for pid, size in held.items() if not _belongs(pid, suite)}
+        strangers = {pid: size for pid, size in listed.items() if not again or pid in strangers}
+        if not strangers:
+            return []
+        if not again:
+            time.sleep(ENDING_S)
+    if all(size is None for size in strangers.values()):
+        return None
+    found = [(pid, _name(pid), size or 0) for pid, size in strangers.items()]
     return sorted(found, key=lambda item: -item[2])
 
 

@@ -42,14 +42,15 @@ class TegraStats:
     powers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-RAM = re.compile(r"\bRAM (\d+)/(\d+)([kM]?)B")
-FREE = re.compile(r"\(lfb (\d+)x(\d+)([kM]?)B\)")
-SWAP = re.compile(r"\bSWAP (\d+)/(\d+)([kM]?)B")
+# no more digits than a number of bytes has, in ASCII: Python refuses to read thousands of them
+RAM = re.compile(r"\bRAM ([0-9]{1,15})/([0-9]{1,15})([kM]?)B")
+FREE = re.compile(r"\(lfb ([0-9]{1,15})x([0-9]{1,15})([kM]?)B\)")
+SWAP = re.compile(r"\bSWAP ([0-9]{1,15})/([0-9]{1,15})([kM]?)B")
 CORES = re.compile(r"\bCPU \[([^\]]*)\]")
-CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
-GPU = re.compile(r"\bGR3D_FREQ (\d+)%")
-TEMPERATURE = re.compile(r"\b([A-Za-z][\w-]*)@(-?\d+(?:\.\d+)?)C\b")
-POWER = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/(\d+)(?:mW)?(?![\w.])")
+CORE = re.compile(r"^([0-9]{1,15})%(?:@([0-9]{1,15}))?$")
+GPU = re.compile(r"\bGR3D_FREQ ([0-9]{1,15})%")
+TEMPERATURE = re.compile(r"\b([A-Za-z][\w-]*)@(-?[0-9]{1,15}(?:\.[0-9]{1,15})?)C\b")
+POWER = re.compile(r"\b([A-Z][A-Z0-9_]*) ([0-9]{1,15})(?:mW)?/([0-9]{1,15})(?:mW)?(?![\w.])")
 UNITS = {"": 1, "k": 2**10, "M": MB}
 
 
@@ -91,9 +92,12 @@ class Reader:
         """Begin to read, if there is something to start."""
         if self._command is None:
             return
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+            )
+        except OSError:  # it is there and may not be run: as if it were not
+            return
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness import devices
 from harness.errors import UsageError
@@ -93,6 +95,7 @@ def test_a_device_that_does_not_exist_is_told_which_do(monkeypatch: pytest.Monke
 def test_a_desktop_is_no_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     Cuda(monkeypatch, count=1)
     monkeypatch.setattr(devices.jetson, "is_jetson", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=1))
     with pytest.raises(UsageError, match="does not say that it is a Jetson board"):
         devices.check_device("jetson")
 
@@ -111,15 +114,58 @@ def test_on_cuda_a_budget_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *both: asked.append(both))
     devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget="2GiB"))
-    assert asked == [(0.25, torch.device("cuda:0"))]
+    (fraction, device), *_ = asked
+    assert (device, fraction) == (torch.device("cuda:0"), pytest.approx(0.25))
     with pytest.raises(UsageError, match="allows 9,663,676,416 B but cuda:0 has 8,589,934,592 B"):
         devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget="9GiB"))
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_torch_makes_the_very_budget_of_the_share(budget_mib: int, rest_mib: int) -> None:
+    """torch multiplies the share with the device's bytes and cuts off what is behind the point."""
+    allowed, total = budget_mib << 20, (budget_mib + rest_mib) << 20
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
+        patch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append(share))
+        devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget=str(allowed)))
+    assert int(asked[0] * total) == allowed
+
+
+def test_what_a_result_says_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"name": "NVIDIA X", "total_memory": 8 << 30, "major": 9, "minor": 0, "is_integrated": 0, "uuid": "1-2"}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**known))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    Library(monkeypatch)
+    assert devices.identity("cuda") == "GPU-1-2"
+    found = devices.describe("cuda", with_services=True)
+    assert (found["device"], found["capability"], found["integrated"]) == ("NVIDIA X", "9.0", False)
+    assert (found["cudnn"], found["driver"], found["device_bytes"]) == (91002, "580.0", 8 << 30)
+    monkeypatch.setattr(devices.jetson, "jtop_says", lambda: {"power_mode": "MAXN"})
+    assert devices.describe("jetson", with_services=True)["jetson_stats"] == {"power_mode": "MAXN"}
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.benchmark = True
+        devices.pin("cuda")
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_board_in_a_container_is_known_by_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cuda(monkeypatch, count=1)
+    monkeypatch.setattr(devices.jetson, "is_jetson", lambda: False)
+    monkeypatch.setattr(devices.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=1))
+    devices.check_device("jetson")
 
 
 class Library:
     """Stands for NVML with three processes on one GPU: this one, its parent's other child, and a stranger."""
 
     def __init__(self, patch: pytest.MonkeyPatch, **answers: Any) -> None:
+        patch.setattr(nvml, "ENDING_S", 0)
         held = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=600), SimpleNamespace(pid=1, usedGpuMemory=900)]
         for name, answer in {
             "nvmlInit": lambda: None,
@@ -137,7 +183,7 @@ def test_nvml_tells_one_process_from_the_others(monkeypatch: pytest.MonkeyPatch)
     Library(monkeypatch)
     monkeypatch.delenv("CLMEM_PARENT", raising=False)
     assert nvml.process_bytes("GPU-1") == 600
-    assert [(pid, size) for pid, _, size in nvml.others("GPU-1")] == [(1, 900)]
+    assert [(pid, size) for pid, _, size in nvml.others("GPU-1") or []] == [(1, 900)]
     assert nvml.driver_version() == "580.0"
 
 
@@ -152,7 +198,27 @@ def test_without_nvml_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> Non
         raise nvml.pynvml.NVMLError(nvml.pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     Library(monkeypatch, nvmlInit=missing)
-    assert (nvml.process_bytes("GPU-1"), nvml.others("GPU-1"), nvml.driver_version()) == (None, [], None)
+    assert (nvml.process_bytes("GPU-1"), nvml.others("GPU-1"), nvml.driver_version()) == (None, None, None)
+
+
+def test_a_process_that_has_just_ended_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = iter([[SimpleNamespace(pid=2**30, usedGpuMemory=500)], []])
+    Library(
+        monkeypatch,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: next(listed),
+        nvmlDeviceGetGraphicsRunningProcesses=lambda handle: [],
+    )
+    assert nvml.others("GPU-1") == []
+
+
+def test_that_others_could_not_be_told_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "identity", lambda target: "GPU-1")
+    monkeypatch.delenv("CLMEM_PARENT", raising=False)
+    Library(monkeypatch)
+    assert devices.check_others("cuda", 1 << 20)
+    unknown = [SimpleNamespace(pid=1, usedGpuMemory=None)]
+    Library(monkeypatch, nvmlDeviceGetComputeRunningProcesses=lambda handle: unknown)
+    assert not devices.check_others("cuda", 0)
 
 
 def test_a_board_whose_nvml_knows_no_memory_is_not_taken_for_empty(monkeypatch: pytest.MonkeyPatch) -> None:

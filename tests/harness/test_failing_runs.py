@@ -155,17 +155,16 @@ def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:
     ],
 )
 def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
+    assert is_out_of_memory(error, "cpu") is expected
 
 
 def test_a_convolution_without_an_engine_ran_out_of_memory_where_the_allocator_refused_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = RuntimeError("GET was unable to find an engine to execute this computation")
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    for refused in (0, 2):
-        monkeypatch.setattr(torch.cuda, "memory_stats", lambda refused=refused: {"num_ooms": refused})
-        assert is_out_of_memory(error) is (refused > 0)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": 2 if device == "cuda:1" else 0})
+    assert not is_out_of_memory(error, "cuda")
+    assert is_out_of_memory(error, "cuda:1"), "the run's own device is asked"
 
 
 def test_workers_do_not_inherit_the_pinned_malloc_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from harness import processes
 from harness.errors import UsageError
 from harness.job import Job, Outcome
 from harness.memory.cublas import PINNED_CUBLAS
-from harness.memory.jetson import UnifiedSampler
+from harness.memory.jetson import Meminfo, UnifiedSampler
 from harness.processes import Workers
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -61,6 +61,8 @@ def test_of_a_process_that_dies_on_a_board_the_board_s_memory_is_kept_and_its_mo
     emulator = f"import time; print({LINES['orin']!r}, flush=True); time.sleep(60)"
     sampler = partial(UnifiedSampler, root=board(tmp_path), tegrastats=[sys.executable, "-c", emulator])
     monkeypatch.setattr(processes, "UnifiedSampler", sampler)
+    before = Meminfo.read(board(tmp_path))
+    monkeypatch.setattr(processes.Meminfo, "read", lambda root=tmp_path: before)
     outcome = run(monkeypatch, script, timeout_s, target="jetson")
     assert outcome.unified is not None
     assert outcome.unified.total_bytes == 7802112 * 1024
@@ -70,7 +72,7 @@ def test_of_a_process_that_dies_on_a_board_the_board_s_memory_is_kept_and_its_mo
 def test_a_board_whose_memory_cannot_be_read_leaves_no_process_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "UnifiedSampler", partial(UnifiedSampler, root=tmp_path))
+    monkeypatch.setattr(processes.Meminfo, "read", partial(Meminfo.read, tmp_path))
     with pytest.raises(OSError, match="meminfo"):
         run(monkeypatch, ASLEEP, target="jetson")
     assert not [child for child in psutil.Process().children() if ASLEEP in child.cmdline()]
@@ -114,3 +116,21 @@ def test_a_device_that_others_hold_ends_a_whole_suite_and_leaves_no_results(monk
     with pytest.raises(UsageError, match="other processes hold 9 B"):
         run_specs([RunSpec(method=name, target="cuda") for name in ("sgd", "er")], results.append)
     assert results == []
+
+
+def test_a_device_that_is_taken_later_fails_single_runs_and_the_suite_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
+        if job.spec.method != "er":
+            return Outcome()
+        time.sleep(0.5)  # the one before it is kept by then
+        return Outcome(status="crashed", reason="other processes hold 9 B", usage_error=True, unfit=True)
+
+    monkeypatch.setattr(Workers, "run", one)
+    results: list[RunResult] = []
+    specs = [RunSpec(method=name, target="cuda", measure="peak") for name in ("sgd", "er", "fdr")]
+    run_specs(specs, results.append, jobs=1)
+    assert [(run.status, run.reason) for run in results] == [
+        ("ok", None),
+        ("crashed", "other processes hold 9 B"),
+        ("ok", None),
+    ]

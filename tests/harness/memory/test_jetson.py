@@ -82,7 +82,9 @@ def test_an_account_without_available_memory_is_refused(tmp_path: Path) -> None:
 def test_the_highest_of_a_run_is_kept_and_swap_that_grew_is_told(tmp_path: Path) -> None:
     running, started = SimpleNamespace(now=True), time.monotonic()
     emulator = f"import time; print({LINES['orin']!r}, flush=True); time.sleep(60)"
-    sampler = UnifiedSampler(lambda: running.now, board(tmp_path), [sys.executable, "-c", emulator])
+    sampler = UnifiedSampler(
+        lambda: running.now, Meminfo.read(board(tmp_path)), board(tmp_path), [sys.executable, "-c", emulator]
+    )
     while sampler._tegrastats.peak_bytes is None and time.monotonic() < started + 20:
         time.sleep(0.01)
     for available, swap_free, nvmap in ((4_000_000, 3_901_056, 9000), (3_000_000, 3_900_056, 7000), (4_500_000, 0, 10)):
