@@ -39,7 +39,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term, searched
 from methods.parts.columns import Column
-from methods.parts.lean import UNSEGMENTED
+from methods.parts.lean import WHOLE
 
 
 class PNN(Method):
@@ -49,8 +49,7 @@ class PNN(Method):
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
     tuned = searched(lr=0.1)
-    lean = UNSEGMENTED
-    refuses: ClassVar[Mapping[str, str]] = {"checkpoint": "a column runs stage by stage beside the older ones"}
+    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -90,8 +90,9 @@ def _ladder(runs: list[tuple[RunResult, Footprint]]) -> Ladder:
     rungs = []
     before: Mapping[str, Any] | None = None
     for run, footprint in ordered:
-        rungs.append(Rung(_added(run, before), run.spec.execution == LEAN, footprint))
-        before = None if run.spec.method.endswith(RELEASED) else _techniques(run)
+        released = run.spec.method.endswith(RELEASED)
+        rungs.append(Rung(_added(run, before), run.spec.execution == LEAN and not released, footprint))
+        before = None if released else _techniques(run)
     spec = ordered[-1][0].spec
     settings = ", ".join(f"{key}={value}" for key, value in spec.config.items())
     return Ladder(f"{spec.method} ({settings})" if settings else spec.method, tuple(rungs))

@@ -1,5 +1,5 @@
-"""How a step is carried out: `step` does it plainly, the other files hold one lean technique each.
+"""How a step is carried out: `step` does it, plainly or by lean techniques, of which the other files hold the larger.
 
 `harness/techniques.py` names them and says what each does; what is computed stays as it is, or a technique is refused
-or marked as inexact.
+(`refusals`) or marked as inexact. `monitor` and `watch` are how others look on.
 """

@@ -7,8 +7,8 @@ only then: the update is that of a step after the backward, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,12 +16,11 @@ from torch import nn
 
 from harness.execution.stored import OpenWeight
 
+Arriving = Literal["whole", "partial"]
+
 
 class InBackward:
     """Steps the optimizer of each parameter when its gradient is whole.
-
-    arriving: whether the backward under way brings `whole` gradients, or `partial` ones that those of other terms will
-    be added to; None when gradients are left alone.
 
     optimizers: one by parameter name. adjust: changes a gradient before it is applied. stored: parameters that are
     whole only while they change.
@@ -35,12 +34,24 @@ class InBackward:
         stored: Mapping[str, OpenWeight],
     ) -> None:
         self.network, self.optimizers, self.adjust, self.stored = network, optimizers, adjust, stored
-        self.arriving: Literal["whole", "partial"] | None = None
+        self.arriving: Arriving | None = None
         self.handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         ]
+
+    @contextmanager
+    def arrive(self, what: Arriving) -> Iterator[None]:
+        """Let a backward bring `whole` gradients, or `partial` ones that those of other terms will be added to.
+
+        Outside of it gradients are left alone.
+        """
+        self.arriving = what
+        try:
+            yield
+        finally:
+            self.arriving = None
 
     def remove(self) -> None:
         """Leave the network as it was."""

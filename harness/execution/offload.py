@@ -20,7 +20,7 @@ class _OnHost(NamedTuple):
 
 
 class Offload(saved_tensors_hooks):
-    """Around a forward. host: where saved tensors wait; weights stay where they are, for they live on anyway."""
+    """Around a step, its backward too. host: where saved tensors wait; weights stay where they are, as they live on."""
 
     def __init__(self, host: str = "cpu") -> None:
         def pack(tensor: Tensor) -> Tensor | _OnHost:

@@ -32,13 +32,14 @@ def refuse(techniques: Techniques, method: Method) -> None:
             f"frozen_weights={techniques.frozen_weights} stores what is frozen in fewer bits, and this method freezes "
             "nothing"
         )
-    if techniques.autocast != "none" and (
-        techniques.grouped_bn or techniques.conv_slice or techniques.storage == "sparse"
-    ):
-        raise ValueError(
-            "autocast chooses a type for torch's own operations, and grouped_bn, conv_slice and storage=sparse replace "
-            "some of those; use it without them"
-        )
+    if techniques.autocast != "none":
+        replacing = [name for name in ("grouped_bn", "conv_slice", "bn_parts") if name in techniques.changed()]
+        replacing += ["storage=sparse"] if techniques.storage == "sparse" else []
+        if replacing:
+            raise ValueError(
+                f"autocast chooses a type for torch's own operations, and {' and '.join(replacing)} replace some of "
+                "those; use it without them"
+            )
     if techniques.backward == "termwise" and techniques.grouped_bn:
         raise ValueError(
             "backward=termwise runs a step's terms one after the other and grouped_bn runs them as one; choose one"

@@ -36,7 +36,8 @@ LEVELS: dict[Segments, tuple[str, ...]] = {
 def run_segmented(network: Network, x: Tensor, start: str | None, segments: Segments, groups: Sequence[int]) -> Tensor:
     """Run a network from a boundary to its end, [n, ...] to logits, keeping only what lies between segments.
 
-    groups: how many of the n samples belong to each term, where batch norms take statistics of each term's own.
+    groups: how many of the n samples belong to each term, where batch norms take statistics of each term's own. A
+    network of one stage is run part by part.
     """
     spans: list[Span] = [(start, None)] if segments == "none" else _spans(network, start)
     return _run(network, x, spans, LEVELS[segments], groups)
@@ -55,6 +56,8 @@ def _run(network: Network, x: Tensor, spans: list[Span], levels: tuple[str, ...]
         # entered here, so that a segment that is computed again is grouped again
         with grouped(network, groups):
             return network.run(x, start=spans[0][0], stop=spans[-1][1])
+    if len(network.boundaries) == 1:  # nothing lies between its stages, whichever segments are asked for
+        return network.run_parts(network.boundaries[0], x, partial(_forgetting, network, groups))
     level, *inner = levels
     if level == "convolution":
         with_groups = partial(_forgetting, network, groups)

@@ -1,6 +1,6 @@
 """How a step is carried out: forward every term, the backward, the optimizer, and no gradient left behind.
 
-A method says what a batch is learnt by; this file is the only one that calls `backward` or an optimizer.
+A method says what a batch is learnt by; nothing outside of this folder calls `backward` or an optimizer.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Execution:
         Raises ValueError, saying why, for a technique that would change what this method computes.
         """
         self.method = method
-        hooks = ((cls.adjust_gradient, cls.adjust_gradients) for cls in (type(method), Method))
-        self.adjusts = next(hooks) != next(hooks)
+        own, none = ((cls.adjust_gradient, cls.adjust_gradients) for cls in (type(method), Method))
+        self.adjusts = own != none
         self.trunk = method.trunk
         refuse(self.techniques, method)
         if self.techniques.storage == "compact":
@@ -143,7 +143,7 @@ class Execution:
         """Return the settings that results record."""
         changed = self.techniques.changed()
         exact = {} if self.techniques.is_exact else {"exact": False}
-        return {"name": "lean" if changed else PLAIN, "optimizer": "sgd", "foreach": False, **exact, **changed}
+        return {"name": "changed" if changed else PLAIN, "optimizer": "sgd", "foreach": False, **exact, **changed}
 
     def learn(self, batch: Batch) -> Tensor:
         """Learn one batch; return the loss of its last step (scalar, detached).
@@ -184,11 +184,11 @@ class Execution:
 
     def _backward(self, tensors: list[Tensor], gradients: Sequence[Tensor | None], last: bool) -> None:
         """Let gradients arrive; last: they are whole then."""
-        if self.in_backward is not None:
-            self.in_backward.arriving = "whole" if last else "partial"
-        torch.autograd.backward(tensors, gradients)
-        if self.in_backward is not None:
-            self.in_backward.arriving = None
+        arriving = (
+            nullcontext() if self.in_backward is None else self.in_backward.arrive("whole" if last else "partial")
+        )
+        with arriving:
+            torch.autograd.backward(tensors, gradients)
         self.monitor.scan()
 
     def _learn_in_slices(self, term: Term, size: int, outputs: list[Outputs], last: bool) -> Tensor:

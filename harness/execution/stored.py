@@ -114,8 +114,10 @@ class OpenWeight(StoredWeight):
         """Lend the whole weight, with the whole gradient, and keep what it becomes."""
         self._load()
         self._add_pending()
-        yield
-        self.store()
+        try:
+            yield
+        finally:
+            self.store()
 
     def postpone(self) -> None:
         """Keep what the method can use of the parameter's gradient for the term whose backward comes last."""

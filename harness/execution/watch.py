@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ClmemError
+from harness.errors import ClmemError, nearest
 
 
 class Watch:
@@ -28,8 +28,8 @@ class Watch:
             def kept(module: nn.Module, inputs: object, output: Tensor) -> None:
                 if name in maps:
                     raise ClmemError(
-                        f"the watched module {name!r} ran slice by slice; watch one behind the trunk, or leave out "
-                        "trunk_chunk"
+                        f"the watched module {name!r} ran more than once, as what is frozen does slice by slice and "
+                        "term by term; watch one behind the trunk"
                     )
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and self.overwritten:
                     raise ClmemError(
@@ -41,7 +41,13 @@ class Watch:
             return kept
 
         self.maps = maps
-        self.handles = [self.network.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
+        modules = dict(self.network.named_modules())
+        for name in self.names:
+            if name not in modules:
+                raise ClmemError(
+                    f"the watched module {name!r} is not part of the network: {nearest(name, [*filter(None, modules)])}"
+                )
+        self.handles = [modules[name].register_forward_hook(keep(name)) for name in self.names]
         return maps
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -60,8 +66,6 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     A view would keep the whole map alive, and its gradient would be a whole map of zeros but for these rows, made when
     the backward begins.
     """
-    if not tensor.requires_grad:  # inside a frozen trunk
-        return tensor[rows]
     arrived: list[Tensor] = []
 
     def add(gradient: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ first must be a submodule of its own name, and a layer's last ReLU the last thin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby, zip_longest
 
 import torch
@@ -58,25 +59,34 @@ class Column(Network):
         """
         if start is not None or stop is not None:
             self.stage_modules(str(start or stop))
-        maps = [x] * len(self.older)
-        *layers, head = range(len(self.spans))
-        for index in layers:
-            x = self.layer(index, x, maps)
-            with torch.no_grad():
-                for number in reversed(range(len(maps))):  # the oldest last: younger ones need what it overwrites
-                    maps[number] = self._older_layer(number, index, maps)
-        return self.layer(head, x, maps)
+        return self.run_parts("column", x, _at_once)
 
     forward = run
 
-    def layer(self, index: int, x: Tensor, older: Sequence[Tensor]) -> Tensor:
+    def is_divisible(self, stage: str) -> bool:
+        """Return True: its parts are the stages of body and adapter, and the laterals."""
+        return True
+
+    def run_parts(self, stage: str, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Run all columns side by side; what learns runs part by part, by `run(function, *inputs)`."""
+        maps = [x] * len(self.older)
+        *layers, head = range(len(self.spans))
+        for index in layers:
+            x = self.layer(index, x, maps, run)
+            with torch.no_grad():
+                for number in reversed(range(len(maps))):  # the oldest last: younger ones need what it overwrites
+                    maps[number] = self._older_layer(number, index, maps)
+        return self.layer(head, x, maps, run)
+
+    def layer(self, index: int, x: Tensor, older: Sequence[Tensor], run: Callable[..., Tensor] | None = None) -> Tensor:
         """Return this column's output of a layer; x and older: its own and the older columns' of the layer before."""
-        start, stop = self.spans[index]
-        own = self.body.run(x, start, stop)
+        run = run or _at_once
+        own = _stage_by_stage(self.body, *self.spans[index], x, run)
         if index < FIRST_LATERAL:
             return own
-        own = own + self.adapter.run(self.laterals[index - FIRST_LATERAL](older), start, stop)
-        return own if stop is None else F.relu(own)
+        heard = run(self.laterals[index - FIRST_LATERAL], *older)
+        own = own + _stage_by_stage(self.adapter, *self.spans[index], heard, run)
+        return own if self.spans[index][1] is None else F.relu(own)
 
     def _older_layer(self, number: int, index: int, maps: Sequence[Tensor]) -> Tensor:
         """Return an older column's output of a layer, averaged over pixels when the head is next."""
@@ -97,13 +107,26 @@ class Lateral(nn.Module):
         self.alpha = nn.Parameter(0.1 * torch.rand(()))
         self.reduce = nn.Conv2d(older * channels, channels, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, *maps: Tensor) -> Tensor:
         """Map older columns' maps to what the adapter takes."""
         weights = torch.split(self.alpha * self.reduce.weight, self.reduce.out_channels, dim=1)
         total = F.conv2d(maps[0], weights[0], self.reduce.bias)
         for h, weight in zip(maps[1:], weights[1:], strict=True):
             total += F.conv2d(h, weight)
         return F.relu(total)
+
+
+def _at_once(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return function(*inputs)
+
+
+def _stage_by_stage(network: Network, start: str, stop: str | None, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
+    """Run the stages of a layer, from `start` to before `stop`, each by `run(function, x)`."""
+    names = network.boundaries
+    stages = names[names.index(start) : None if stop is None else names.index(stop)]
+    for name, following in zip_longest(stages, stages[1:], fillvalue=stop):
+        x = run(partial(network.run, start=name, stop=following), x)
+    return x
 
 
 def layer_starts(network: Network) -> list[str]:

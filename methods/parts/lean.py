@@ -19,11 +19,6 @@ WHOLE: Mapping[str, object] = {
 `checkpoint=deep` would take SGD on the CIFAR shape from 102.0 to 94.3 MiB, and its step to twice the plain one's time.
 """
 
-UNSEGMENTED: Mapping[str, object] = {
-    key: value for key, value in WHOLE.items() if key not in ("checkpoint", "relu_masks")
-}
-"""For networks that run as one: the next layer keeps what a ReLU returns, so a mask of it would come on top."""
-
 TERMWISE: Mapping[str, object] = {**WHOLE, "backward": "termwise"}
 """For several terms that learn the whole network: all of their activations at once are more than one more gradient."""
 

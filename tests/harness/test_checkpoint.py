@@ -90,13 +90,16 @@ def test_a_stopped_run_that_goes_on_equals_the_straight_run_bit_for_bit(name: st
     assert_equal(everything(last), everything(straight))
 
 
-@pytest.mark.parametrize("name", ["sparcl-derpp", "lightcl-sparse", "tail-sgd"])
-def test_a_lean_run_goes_on_too(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "stop_after"), [("sparcl-derpp", 1), ("lightcl-sparse", 4), ("pnn", 4), ("tail-sgd", 1)]
+)
+def test_a_lean_run_goes_on_too(name: str, stop_after: int, tmp_path: Path) -> None:
+    """Stopped within task 0, or within task 1, where LightCL holds what it remembers, and PNN has a second column."""
     execution = "lean,frozen_weights=int8" if name == "tail-sgd" else LEAN
     # SparCL opens weights at the first of 16 steps, so that a fresh run holds fewer
     build_one = partial(fresh, name, execution, width=4, steps_per_task=16, epochs=1)
     straight = build_one()
-    steps, stop_after = (3, 1), 1
+    steps = (3, 2)
     train(straight, Schedule(steps, 1), Unwatched(), Progress())
     path = tmp_path / "checkpoint"
 

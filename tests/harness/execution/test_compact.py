@@ -76,9 +76,16 @@ def test_the_compact_network_gives_the_outputs_and_gradients_of_the_masked_one(m
         inputs = None if source is None else kept[source]
         expected = on_kept(dense.get_parameter(f"{name}.weight").grad, mask, inputs)  # type: ignore[arg-type]
         found = compact.get_parameter(f"{name}.weight").grad
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(compact.fc.weight.grad, dense.fc.weight.grad[:, kept[last]], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(compact.bn1.running_mean, dense.bn1.running_mean[kept["conv1"]])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
+        for part in ("weight", "bias"):
+            expected, found = (net.get_parameter(f"{norm}.{part}").grad for net in (dense, compact))
+            torch.testing.assert_close(found, expected[mask], atol=1e-5, rtol=1e-5)
+        for part in ("running_mean", "running_var"):
+            expected, found = (net.get_buffer(f"{norm}.{part}") for net in (dense, compact))
+            torch.testing.assert_close(found, expected[mask])
+    torch.testing.assert_close(compact.fc.weight.grad, dense.fc.weight.grad[:, kept[last]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(compact.fc.bias.grad, dense.fc.bias.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_at_full_width_nine_tenths_of_the_weights_are_gone() -> None:

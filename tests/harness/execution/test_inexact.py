@@ -138,6 +138,8 @@ def test_autocast_keeps_activations_in_half_the_bits() -> None:
     [
         ("sgd", "frozen_weights=int8", "this method freezes nothing"),
         ("derpp", "autocast=bfloat16,conv_slice=4", "use it without them"),
+        ("pnn", "autocast=bfloat16,bn_parts=3", "and bn_parts replace some of those"),
+        ("derpp", "lean,autocast=bfloat16", "and conv_slice and bn_parts replace"),
         ("lightcl", "micro_batch=4,grouped_bn", "choose one"),
     ],
 )
