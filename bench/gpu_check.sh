@@ -1,34 +1,47 @@
 #!/usr/bin/env bash
-# Everything that must be seen on a GPU, in under 10 minutes: the tests that need one, every method's memory on both
-# shapes, predictions beside them, one history for pytorch.org/memory_viz, and a budget held on the device.
+# Everything that must be seen on a GPU, in under 10 minutes: every method's memory on both shapes, predictions beside
+# them, lean runs, one history for pytorch.org/memory_viz, a budget held on the device, and the tests that need one.
 #
 #   bench/gpu_check.sh [FOLDER]        (default: results/gpu; PYTHON names the interpreter)
 #
-# FOLDER/check.txt is what it printed, FOLDER/results.tar.gz the result files and the report.
+# Needs what `pip install ".[test]"` installs; run it from the checkout. FOLDER/check.txt is what it printed,
+# FOLDER/results.tar.gz the result files and the report; both are there however it ends. Work lies in results/gpu-work.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-results/gpu}
+work=results/gpu-work
 python=${PYTHON:-python3}
-mkdir -p "$out"
+mkdir -p "$out" "$work"
 exec > >(tee "$out/check.txt") 2>&1
 failed=0
 
-step() {
+pack() {
+    local found
+    found=$(cd "$work" && ls -d table1-memory lean derpp.pickle 2>/dev/null)
+    [ -z "$found" ] || tar -czf "$out/results.tar.gz" -C "$work" $found
+}
+trap 'pack; echo "== $(date +%T) done, failed=$failed"' EXIT
+trap 'exit 124' TERM INT
+
+step() { # SECONDS COMMAND...
+    local limit=$1
+    shift
     echo "== $(date +%T) $*"
-    "$@" || { echo "== FAILED with $?: $*"; failed=1; }
+    timeout --kill-after=5 "$limit" "$@" || { echo "== FAILED with $?: $*"; failed=1; }
 }
 
-step nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used --format=csv
-step "$python" -c "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())"
-step "$python" -m pytest -q -m gpu -p no:cacheprovider tests
-step "$python" -m bench.cli run table1-memory --target cuda --jobs 6 --out "$out/table1-memory"
-step "$python" -m bench.cli predict --against "$out/table1-memory" --keep
-step "$python" -m bench.cli report "$out/table1-memory"
-step "$python" -m bench.cli measure lightcl-sparse --set trunk=frozen --execution lean --target cuda --out "$out/lean"
-step "$python" -m bench.cli measure derpp --execution lean --target cuda --out "$out/lean"
-step "$python" -m bench.cli measure derpp --target cuda --width 16 --snapshot "$out/derpp.pickle"
+step 20 nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used --format=csv
+step 60 "$python" -c "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())"
+step 240 "$python" -m bench.cli run table1-memory --target cuda --jobs 6 --out "$work/table1-memory"
+step 60 "$python" -m bench.cli predict --against "$work/table1-memory" --keep
+step 30 "$python" -m bench.cli report "$work/table1-memory"
+for lean in "lightcl-sparse --set trunk=frozen --execution lean" "derpp --execution lean" \
+    "er --execution offload,replay_place=host"; do
+    step 40 "$python" -m bench.cli measure $lean --target cuda --out "$work/lean"
+done
+step 40 "$python" -m bench.cli measure derpp --target cuda --width 4 --snapshot "$work/derpp.pickle"
 # predictions leave cuDNN's workspace out, so what they say fits may not: shown, not judged
-"$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== the largest batch predicted did not fit"
-tar -czf "$out/results.tar.gz" -C "$out" $(cd "$out" && ls -d table1-memory lean 2>/dev/null)
-echo "== $(date +%T) done, failed=$failed"
+timeout 60 "$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== the largest batch predicted did not fit"
+pack # whoever kills this at ten minutes leaves what is measured
+step 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests
 exit "$failed"

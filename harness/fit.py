@@ -26,7 +26,7 @@ from harness.techniques import PLAIN, techniques
 
 Axis = Literal["batch", "side"]
 
-LARGEST = {"batch": 4096, "side": 1024}
+LARGEST = {"batch": 65_536, "side": 1024}
 LARGEST_IN_SLICES = 128
 """Batches that are carried out a few images at a time are predicted so too, and that takes longer with each."""
 FIRST = {"batch": (16, 32), "side": (32, 64)}

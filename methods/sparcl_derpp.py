@@ -33,8 +33,7 @@ class SparCLDERpp(SparCL):
 
     name = "sparcl-derpp"
     tuned = searched(lr=0.03, alpha=0.3)
-    # by block alone: with weights that are put together for every forward, a third one takes over twice the plain time
-    lean: ClassVar[Mapping[str, object]] = {**TERMWISE, "checkpoint": "block", "storage": "sparse"}
+    lean: ClassVar[Mapping[str, object]] = {**TERMWISE, "storage": "sparse"}
 
     class Config(SparCL.Config):
         """Hyper-parameters."""

@@ -93,6 +93,7 @@ def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> lis
     left_out = len(whole.cells) - len(section.cells)
     if left_out:
         parts.append(f"{plural(left_out, 'execution')} between plain and lean: under Execution alone.")
+    parts.append(sentences.heads_sentence(section))
     parts += _images(plots, "roles", "accuracy")
     expected = expectations_table(section)
     if expected:
@@ -148,7 +149,7 @@ def _claims(runs: list[RunResult]) -> list[str]:
         try:
             measured = [bench for bench in benches(claim, runs) if bench.has_headline]
         except UsageError as error:
-            parts += [f"## The claim: {claim.title}", f"Not compared with the claim: {error}."]
+            parts += [f"## A published claim: {claim.title}", f"Not compared with the claim: {error}."]
             continue
         if measured:
             parts += short(claim, measured)

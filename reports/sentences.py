@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from harness.results import Footprint, RunResult, Unified
 from reports.cells import Cell, Section
 from reports.provenance import environment_differences, environment_values
-from reports.units import mib, plural, share
+from reports.units import listed, mib, plural, share
 
 REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""
+HEADS = {"task_il": "learn in the logits of the task's classes", "class_il": "over those of all classes"}
+"""What a method's setting `head` means."""
 EQUAL_BASELINES = 1.05
 """How far apart the baselines of equal processes lie at most: pages are counted as they are touched."""
 
@@ -35,6 +37,19 @@ def headline_sentence(section: Section) -> str:
     if (smallest.tensor_peak_bytes or 0) < (reference.tensor_peak_bytes or 0):
         text += f" {smallest.label} holds the least, {mib(smallest.tensor_peak_bytes)} MiB."
     return text + _later(measured) + _best(section)
+
+
+def heads_sentence(section: Section) -> str:
+    """Say which methods learn in the task's slice of the logits and which over all classes, where both do."""
+    by_head: dict[str, list[str]] = {}
+    for cell in section.cells:
+        heads = {str(run.method_config["head"]) for run in cell.accuracy if "head" in run.method_config}
+        if len(heads) == 1:
+            by_head.setdefault(heads.pop(), []).append(cell.label)
+    if len(by_head) < 2:
+        return ""
+    parts = [f"{listed(by_head[head])} {how}" for head, how in HEADS.items() if head in by_head]
+    return f"What is learnt differs: {'; '.join(parts)}. Task-IL accuracies of the two do not compare methods alone."
 
 
 def role_sentence(section: Section) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench.time.pages import write_page
 from harness.build import Run, build
 from harness.execution.monitor import Unwatched
 from harness.registry import method_class
@@ -38,6 +39,7 @@ def past_task_0(spec: RunSpec) -> tuple[Run, Task]:
 
 def test_step_time_relative_to_sgd(benchmark: Any) -> None:
     suite = load_suite(Path(__file__).parents[1] / "suites" / "table1.toml")
+    spec = suite.specs()[0]
     whole = {"removal_share": 0.0}
     runs = {
         spec.method: past_task_0(spec.model_copy(update={"config": {**spec.config, **whole}}) if sparse else spec)
@@ -63,7 +65,16 @@ def test_step_time_relative_to_sgd(benchmark: Any) -> None:
     mean = {name: fmean(values[WARMUP_ROUNDS:]) for name, values in seconds.items()}
     benchmark.extra_info["relative_to_sgd"] = {name: round(value / best["sgd"], 3) for name, value in best.items()}
     benchmark.extra_info["mean_relative_to_sgd"] = {name: round(mean[name] / mean["sgd"], 3) for name in mean}
-    print()
-    for name, value in sorted(best.items(), key=lambda item: item[1]):
-        ratios = f"{value / best['sgd']:5.2f}x sgd, in the mean {mean[name] / mean['sgd']:5.2f}x"
-        print(f"{name:15}{1000 * value:8.1f} ms  {ratios}")
+    write_page(
+        "steps",
+        "What a step of each method takes in time",
+        f"A step of task 1 at width {spec.width} on {spec.stream}, batch {spec.batch_size}, "
+        f"{spec.replay_size} replayed: "
+        f"{ROUNDS} rounds of all methods in turns in one process (`pytest bench/time/test_step_time.py --clmem-time "
+        "--benchmark-only -s`). The mean has what happens in some steps alone, as when SparCL moves its masks.",
+        ["method", "fastest ms", "fastest / sgd's", "mean / sgd's"],
+        [
+            [name, f"{1000 * value:.1f}", f"{value / best['sgd']:.2f}", f"{mean[name] / mean['sgd']:.2f}"]
+            for name, value in sorted(best.items(), key=lambda item: item[1])
+        ],
+    )

@@ -33,7 +33,8 @@ def refuse(techniques: Techniques, method: Method) -> None:
             "nothing"
         )
     if techniques.autocast != "none":
-        replacing = [name for name in ("grouped_bn", "conv_slice", "bn_parts") if name in techniques.changed()]
+        names: list[str] = ["grouped_bn", "conv_slice", "bn_parts"]
+        replacing = [name for name in names if name in techniques.changed()]
         replacing += ["storage=sparse"] if techniques.storage == "sparse" else []
         if replacing:
             raise ValueError(

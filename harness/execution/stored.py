@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.execution.layers import convolve, convolve_backward, shape_of
 from methods.base import Network, OpenElements
+
+SEARCHED = 2**16
+"""Elements of a mask that are searched at a time: at most 512 KiB of positions."""
 
 
 class StoredWeight:
@@ -138,8 +142,20 @@ class OpenWeight(StoredWeight):
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Return where a mask [n] is open: torch selects and scatters by positions in half the time of by the mask."""
-    return mask.nonzero().squeeze(1)
+    """Return where a mask [n] is open: torch selects and scatters by positions in half the time of by the mask.
+
+    On the CPU numpy finds them in less than half of torch's time, a part at a time, so that next to nothing of it lies
+    outside of torch's allocator.
+    """
+    if mask.device.type != "cpu":
+        return mask.nonzero().squeeze(1)
+    positions = torch.empty(int(mask.count_nonzero()), dtype=torch.int64)
+    flags, into, end = mask.numpy(), positions.numpy(), 0
+    for start in range(0, len(flags), SEARCHED):
+        found = np.flatnonzero(flags[start : start + SEARCHED])
+        np.add(found, start, out=into[end : end + len(found)])
+        end += len(found)
+    return positions
 
 
 class RoundedWeight(StoredWeight):

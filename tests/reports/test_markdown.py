@@ -231,3 +231,12 @@ def test_what_a_device_s_allocator_and_a_board_counted_is_shown(memory_run: Make
     page = report_text([section])
     assert "The caching allocator's own counts" in page
     assert "(616.0 more); the GPU's allocator (NvMap) held 17.0 at most; swap grew by 0.0" in page
+
+
+def test_methods_that_learn_in_other_logits_are_told_apart(accuracy_run: MakeRun) -> None:
+    runs = [accuracy_run(name, 0, ROWS, ROWS) for name in ("sgd", "er", "lightcl")]
+    for run in runs:
+        run.method_config = {"head": "task_il" if run.spec.method == "lightcl" else "class_il"}
+    text = report_text(sections(runs))
+    assert "lightcl learn in the logits of the task's classes; er and sgd over those of all classes." in text
+    assert "What is learnt differs" not in report_text(sections(runs[:2]))

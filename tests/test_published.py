@@ -1,0 +1,73 @@
+"""What is published can be made again from what lies beside it, and the documents show real output."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from harness.prediction import predicted_peak_bytes
+from harness.results import RunResult
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "reports" / "published"
+ARCHIVES = sorted(PUBLISHED.glob("*/results.tar.gz"))
+
+
+def results(archive: Path) -> dict[str, RunResult]:
+    """Return the results in an archive by their path."""
+    with tarfile.open(archive) as tar:
+        files = {name: tar.extractfile(name) for name in tar.getnames() if "--" in Path(name).name}
+        return {name: RunResult.model_validate_json(file.read()) for name, file in files.items() if file is not None}
+
+
+def test_everything_published_has_its_results_beside_it_each_in_its_own_folder() -> None:
+    assert {archive.parent.name for archive in ARCHIVES} >= {"accuracy", "lean", "table1", "table1-memory", "claims"}
+    folders = [{Path(name).parts[0] for name in results(archive)} for archive in ARCHIVES]
+    assert all(len(found) == 1 for found in folders)
+    assert len(set().union(*folders)) == len(ARCHIVES), "unpacked in one place none overwrites another"
+
+
+@pytest.mark.parametrize("archive", [path for path in ARCHIVES if (path.parent / "report.md").exists()], ids=str)
+def test_a_published_report_is_of_the_runs_beside_it(archive: Path) -> None:
+    text = (archive.parent / "report.md").read_text(encoding="utf-8")
+    found = results(archive)
+    assert f"\n{len(found)} runs of " in text
+    for commit in {str(run.environment["commit"]) for run in found.values()}:
+        assert commit in text
+    for run in found.values():
+        assert run.status == "ok"
+        assert run.checks == []
+        if run.footprint is not None and run.spec.execution in ("plain", "lean"):
+            assert f"{run.footprint.peak_bytes:,}" in text, run.run_id
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_every_published_peak_of_every_method_is_predicted_to_a_percent() -> None:
+    errors = {}
+    for run in results(PUBLISHED / "table1-memory" / "results.tar.gz").values():
+        predicted = predicted_peak_bytes(run.spec)
+        assert predicted is not None
+        assert run.allocator is not None
+        errors[run.run_id] = predicted / run.allocator.peak_bytes - 1
+    assert len(errors) == 28
+    assert {name: error for name, error in errors.items() if abs(error) > 0.01} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_fits_in_the_readme_are_what_the_command_prints() -> None:
+    blocks = re.findall(r"\$ (clmem fit [^\n]*)\n(.*?)(?=\n\$ |\n```)", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for command, shown in blocks:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.cli", *shlex.split(command)[1:]],
+            capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+        assert done.stdout.strip() == shown.strip()
