@@ -178,7 +178,7 @@ class TaskStream:
         return _Drawn(indices, positions, train.labels[indices], train.images.gather(indices), crops)
 
     def _build(self, drawn: _Drawn, classes: range, t: int, epoch: int, step: int) -> Batch:
-        if self._device == "meta":  # in a prediction nobody looks at pixels
+        if self._device.type == "meta":  # in a prediction nobody looks at pixels
             images = torch.empty(drawn.raw.shape, dtype=torch.float32, device="meta")
         else:
             images = to_tensor(drawn.raw, self._constants, drawn.crops).to(self._device)
