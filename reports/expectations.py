@@ -18,7 +18,7 @@ SHARE_MARGIN = 0.05
 
 Found = tuple[str, bool | None]
 """The numbers as text, and whether they are as expected; None where the seeds cannot tell."""
-OUTCOMES = {True: "holds", False: "**does not hold**", None: "cannot be told"}
+OUTCOMES = {True: "holds", False: "**does not hold**", None: "not shown"}
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ def expectations_table(section: Section) -> str:
 
 
 def expectations_sentence(section: Section) -> str:
-    """Say how many of the statements hold, and how many these numbers cannot tell."""
+    """Say how many of the statements hold, and how many these numbers neither show nor refute."""
     outcomes = [holds for _, _, holds in _findings(section)]
     if not outcomes:
         return ""
     text = f"Holding on these numbers: {outcomes.count(True)} of {plural(len(outcomes), 'expectation')}"
     open_ = outcomes.count(None)
     return (
-        f"{text}; {open_} cannot be told, as the difference between paired seeds is within two standard errors of none."
+        f"{text}; {open_} not shown, as the difference between paired seeds is within two standard errors of none."
         if open_
         else f"{text}."
     )
