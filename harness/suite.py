@@ -31,6 +31,13 @@ SHORT = {"epochs": 1, "steps_per_task": None}
 """How long a run trains that measures memory: its schedule is short whatever the suite says."""
 
 
+def _each_once(values: list[Any]) -> list[Any]:
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"it names {', '.join(twice)} more than once")
+    return values
+
+
 class Variation(BaseModel):
     """What differs from the suite's: those of its methods and streams (all by default), in other executions and over
     other seeds if named, are run under these conditions too."""
@@ -45,6 +52,11 @@ class Variation(BaseModel):
     buffer_size: int | None = None
     replay_size: int | None = None
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _only_once(cls, values: list[int] | None) -> list[int] | None:
+        return None if values is None else _each_once(values)
 
     def conditions(self) -> dict[str, int]:
         """Return the conditions that it changes."""
@@ -72,10 +84,7 @@ class Suite(Conditions):
     @field_validator("methods", "streams", "measure", "seeds", "executions")
     @classmethod
     def _only_once(cls, values: list[Any]) -> list[Any]:
-        twice = sorted({str(value) for value in values if values.count(value) > 1})
-        if twice:
-            raise ValueError(f"it names {', '.join(twice)} more than once")
-        return values
+        return _each_once(values)
 
     @model_validator(mode="after")
     def _speaks_of_its_own_methods(self) -> Suite:
@@ -203,18 +212,19 @@ def run_specs(
         watcher.progress(spec, what, None)
         return outcome
 
-    measured: set[str] = set()
+    measured = False
 
     def keep(spec: RunSpec, what: Pass, outcome: Outcome) -> None:
+        nonlocal measured
         if (outcome.unfit and not measured) or (outcome.usage_error and len(specs) == 1):
             raise UsageError(outcome.reason or "the request is impossible")
-        if outcome.status == "ok":  # a device that is taken later fails single runs, which may be run again
-            measured.add(spec.target)
+        measured = measured or outcome.status == "ok"  # a device taken later fails single runs, to be run again
         entry = pending[spec.run_id]
         entry.outcomes[what] = outcome
         if len(entry.outcomes) == len(passes(spec)):
             on_result(result := assemble(spec, entry.outcomes, time.monotonic() - entry.started))
-            if checkpoints is not None and result.status != "timeout":  # which may go on when it is run again
+            goes_on = result.status == "timeout" or outcome.unfit  # when it is run again
+            if checkpoints is not None and not goes_on:
                 checkpoint_path(checkpoints, spec).unlink(missing_ok=True)
             del pending[spec.run_id]
             watcher.run_done(result, len(specs) - len(pending), len(specs))

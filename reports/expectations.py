@@ -16,6 +16,9 @@ from reports.units import Statistic, mib, plural
 SHARE_MARGIN = 0.05
 """How far, as a fraction, an accuracy may lie from one task's share and still be about it."""
 
+FEWEST_SEEDS = 3
+"""Paired seeds without which two methods are not compared."""
+
 Found = tuple[str, bool | None]
 """The numbers as text, and whether they are as expected; None where the seeds cannot tell."""
 OUTCOMES = {True: "holds", False: "**does not hold**", None: "not shown"}
@@ -44,7 +47,8 @@ def expectations_sentence(section: Section) -> str:
     text = f"Holding on these numbers: {outcomes.count(True)} of {plural(len(outcomes), 'expectation')}"
     open_ = outcomes.count(None)
     return (
-        f"{text}; {open_} not shown, as the difference between paired seeds is within two standard errors of none."
+        f"{text}; {open_} not shown: over paired seeds the difference is within two standard errors of zero, or there "
+        f"are fewer than {FEWEST_SEEDS} seeds."
         if open_
         else f"{text}."
     )
@@ -81,7 +85,7 @@ def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
     """Return by how much the one's metric is larger, as text, and whether it is.
 
     Runs of one seed share stream and first weights, so differences are taken seed by seed: their mean, and its standard
-    error. None where the mean is within two standard errors of zero.
+    error. None where the mean is within two standard errors of zero, and where fewer than three seeds can say.
     """
     values = [
         {run.spec.seed: run.metrics[metric] for run in cell.accuracy if metric in run.metrics} for cell in (one, other)
@@ -91,10 +95,11 @@ def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
     if statistic is None:
         return "", None
     if statistic.deviation is None:
-        return "", statistic.mean > 0
+        return "", None
     error = statistic.deviation / math.sqrt(statistic.n)
     text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds)"
-    return text, None if abs(statistic.mean) <= 2 * error else statistic.mean > 0
+    shown = statistic.n >= FEWEST_SEEDS and abs(statistic.mean) > 2 * error
+    return text, statistic.mean > 0 if shown else None
 
 
 def _compared(metric: str, larger: bool) -> Callable[[Cell, Cell], Found | None]:

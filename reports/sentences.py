@@ -12,7 +12,7 @@ from reports.units import listed, mib, plural, share
 
 REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""
-HEADS = {"task_il": "learn in the logits of the task's classes", "class_il": "over those of all classes"}
+HEADS = {"task_il": "in the logits of the task's classes", "class_il": "over those of all classes"}
 """What a method's setting `head` means."""
 EQUAL_BASELINES = 1.05
 """How far apart the baselines of equal processes lie at most: pages are counted as they are touched."""
@@ -48,7 +48,7 @@ def heads_sentence(section: Section) -> str:
             by_head.setdefault(heads.pop(), []).append(cell.label)
     if len(by_head) < 2:
         return ""
-    parts = [f"{listed(by_head[head])} {how}" for head, how in HEADS.items() if head in by_head]
+    parts = [f"{how} {listed(by_head[head])}" for head, how in HEADS.items() if head in by_head]
     return f"What is learnt differs: {'; '.join(parts)}. Task-IL accuracies of the two do not compare methods alone."
 
 

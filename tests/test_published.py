@@ -13,6 +13,8 @@ import pytest
 
 from harness.prediction import predicted_peak_bytes
 from harness.results import RunResult
+from reports.cells import sections
+from reports.markdown import report_text
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "reports" / "published"
@@ -45,6 +47,11 @@ def test_a_published_report_is_of_the_runs_beside_it(archive: Path) -> None:
         assert run.checks == []
         if run.footprint is not None and run.spec.execution in ("plain", "lean"):
             assert f"{run.footprint.peak_bytes:,}" in text, run.run_id
+
+
+def test_the_published_accuracies_are_what_todays_code_writes_of_their_runs() -> None:
+    runs = list(results(PUBLISHED / "accuracy" / "results.tar.gz").values())
+    assert report_text(sections(runs)) == (PUBLISHED / "accuracy" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

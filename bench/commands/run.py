@@ -117,6 +117,8 @@ def _override(suite: Suite, **fields: Any) -> Suite:
                 raise UsageError(f"the suite does not run {name!r}: {nearest(name, suite.methods)}")
         changed["config"] = _only(suite.config, changed["methods"])
         changed["vary"] = [_vary_only(variation, changed["methods"]) for variation in suite.vary]
+    if "seeds" in changed:
+        changed["vary"] = [one.model_copy(update={"seeds": None}) for one in changed.get("vary", suite.vary)]
     for name in set(changed) & {name for variation in suite.vary for name in variation.conditions()}:
         raise UsageError(f"the suite varies {name} by itself, so it cannot be set to {changed[name]} for all of it")
     try:

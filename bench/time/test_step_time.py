@@ -24,7 +24,7 @@ ROUNDS = 8
 WARMUP_ROUNDS = 2
 
 BATCHES = {"er": 2, "fdr": 2, "sparcl-er": 2, "pnn": 2, "derpp": 3, "sparcl-derpp": 3}
-"""Batches of images that a step learns from (as many are replayed as the batch has), or columns that run; 1 for others."""
+"""Batches that a step learns from (as much is replayed as a batch has), or columns that run; 1 for others."""
 OVERHEAD = 1.35
 """How much longer a method may take for a batch than sgd does, beside whom all else is overhead."""
 
@@ -70,8 +70,6 @@ def test_step_time_relative_to_sgd(benchmark: Any) -> None:
     mean = {name: fmean(values[WARMUP_ROUNDS:]) for name, values in seconds.items()}
     benchmark.extra_info["relative_to_sgd"] = {name: round(value / best["sgd"], 3) for name, value in best.items()}
     benchmark.extra_info["mean_relative_to_sgd"] = {name: round(mean[name] / mean["sgd"], 3) for name in mean}
-    slow = {name: value for name, value in best.items() if value > OVERHEAD * BATCHES.get(name, 1) * best["sgd"]}
-    assert not slow, f"slower than {OVERHEAD} times what their batches take: {slow}"
     write_page(
         "steps",
         "What a step of each method takes in time",
@@ -85,3 +83,5 @@ def test_step_time_relative_to_sgd(benchmark: Any) -> None:
             for name, value in sorted(best.items(), key=lambda item: item[1])
         ],
     )
+    slow = {name: value for name, value in best.items() if value > OVERHEAD * BATCHES.get(name, 1) * best["sgd"]}
+    assert not slow, f"slower than {OVERHEAD} times what their batches take: {slow}"

@@ -98,7 +98,7 @@ class Row(_Part):
     replays: whether the number of remembered samples shapes its peak. remembers: the method's setting with that number,
     where it is not the run's replay size. own_batches: whether it learns other batches, or in another order, than the
     others do. measured: by execution, e.g. `plain`. learns: what measures its accuracy, where the run measured `plain`
-    does not.
+    does not. learnt_as: what is particular about that.
     """
 
     id: str
@@ -112,6 +112,7 @@ class Row(_Part):
     published: dict[str, Published]
     measured: dict[str, Measure] = Field(default_factory=dict)
     learns: Measure | None = None
+    learnt_as: str = ""
 
     @property
     def label(self) -> str:

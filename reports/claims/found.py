@@ -6,7 +6,7 @@ from harness.techniques import LEAN, PLAIN
 from reports.claims.measured import Bench, Place
 from reports.claims.tables import flops_ratio, published_ratio, recomputed, rival
 from reports.tables import accuracy_text
-from reports.units import MIB, listed, mib, plural
+from reports.units import MIB, listed, mib
 
 RELEASED = "released"
 MEANINGS = {
@@ -35,19 +35,21 @@ def own_point(bench: Bench) -> str:
         f"samples remembered. Measured there on {bench.target}{_images(bench)}, the tensor peaks of the two (in "
         f"brackets their whole processes) have the ratio {listed(parts)}."
     )
-    for name, dataset in claim.datasets.items():
-        published = published_ratio(claim, larger, smaller, name)
-        first = next((one for one in bench.executions_of(smaller) if _both_levels(bench, name, one)), None)
-        if name != headline.dataset and published is not None and first is not None:
-            text += f" On {dataset.title}, where the table gives {published:.2f}x, it is "
-            text += f"{_both_levels(bench, name, first)} {first}."
     sizes = []
     for row in (larger, smaller):
         peak = bench.peak_bytes(bench.place(headline.dataset, row.id, RELEASED))
         published = recomputed(claim, row, "memory", headline.dataset)[0]
         if peak is not None and published is not None:
             sizes.append(f"{peak / MIB / published:.2f}x")
-    return f"{text} As released the two hold {' and '.join(sizes)} what the table says." if len(sizes) == 2 else text
+    if len(sizes) == 2:
+        text += f" As released the two hold {' and '.join(sizes)} what the table says there."
+    for name, dataset in claim.datasets.items():
+        published = published_ratio(claim, larger, smaller, name)
+        first = next((one for one in bench.executions_of(smaller) if _both_levels(bench, name, one)), None)
+        if name != headline.dataset and published is not None and first is not None:
+            text += f" On {dataset.title}, where the table gives {published:.2f}x, it is "
+            text += f"{_both_levels(bench, name, first)} {first}."
+    return text
 
 
 def _both_levels(bench: Bench, dataset: str, execution: str) -> str:
@@ -140,10 +142,12 @@ def learning(bench: Bench) -> list[str]:
             for metric, name in (("class_il_accuracy", "class-IL"), ("task_il_accuracy", "task-IL"))
         ]
         labels = " against ".join(claim.row(name).label for name in (claim.headline.larger, claim.headline.smaller))
+        seeds = " and ".join(str(number) for number in dict.fromkeys((len(one.accuracy), len(other.accuracy))))
+        rows = [claim.row(name) for name in (claim.headline.larger, claim.headline.smaller)]
+        noted = "".join(f"; {row.label} {row.learnt_as}" for row in rows if row.learnt_as)
         sentences.append(
-            f"Measured accuracy, not under the claim's conditions but on {section.setting.title}, mean and deviation "
-            f"over {plural(min(len(one.accuracy), len(other.accuracy)), 'seed')}: {labels}, in percent: "
-            f"{', '.join(parts)}."
+            f"Measured accuracy, not under the claim's conditions but on {section.setting.title}{noted}; mean and "
+            f"deviation over {seeds} seeds: {labels}, in percent: {', '.join(parts)}."
         )
     return sentences
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from harness.errors import UsageError
 from harness.results import RunResult, load_results
-from harness.techniques import PLAIN
+from harness.techniques import PLAIN, Techniques
 from reports.cells import Cell, Section, sections
 from reports.claims.claim import Claim, Measure, Row
 from reports.load import check_same_data
@@ -234,7 +234,7 @@ def _bench(
     for run in runs:
         by_label.setdefault((run.spec.method, run.spec.execution), []).append(run)
     for same in by_label.values():  # what a preset stands for may have changed between two runs
-        _check_equal("execution", [(run.execution, run) for run in same])
+        _check_equal("execution", [(_techniques(run), run) for run in same])
     for dataset in claim.datasets:
         within = [run for place, run in ok if place.dataset == dataset]
         _check_equal("stream", [(run.spec.stream, run) for run in within])
@@ -256,6 +256,10 @@ def _bench(
             kept[place] = run
     failed: dict[Place, str] = {place: run.status for place, run in matched if run.status != "ok" and place not in kept}
     return Bench(claim, target, kept, failed, sections(learning), dict(sorted(left_out.items())))
+
+
+def _techniques(run: RunResult) -> dict[str, object]:
+    return {name: value for name, value in run.execution.items() if name in Techniques.model_fields}
 
 
 def _compared(key: str, value: object) -> object:

@@ -87,7 +87,7 @@ def surface_sentences(bench: Bench) -> list[str]:
     labels = " over ".join(claim.row(name).label for name in (headline.larger, headline.smaller))
     if not own:
         return [f"Not measured on {bench.target}: the ratio of {labels} over batch sizes."]
-    sizes = sorted({batch for line in own for batch in line.known})
+    sizes = sorted({batch for lines in (own, *pairs.values()) for line in lines for batch in line.known})
     over = f"At batch {sizes[0]}" if len(sizes) == 1 else f"At batches of {sizes[0]} to {sizes[-1]}"
     start = f"{over} on {bench.target}, plain,"
     text = f"{start} {labels} reaches {headline.value:g}x in {_counts(own, headline.value)} measured combinations"
@@ -103,7 +103,7 @@ def surface_sentences(bench: Bench) -> list[str]:
 def _other_pairs(claim: Claim, pairs: Mapping[tuple[str, str], list[Line]], start: str) -> list[str]:
     """Say where pairs reach the claimed ratio; those that reach it in the same combinations are named together."""
     value = claim.headline.value
-    never: dict[str, list[Line]] = {}
+    never: dict[str, dict[str, list[Line]]] = {}
     together: dict[str, dict[str, list[Line]]] = {}
     for (larger, smaller), lines in pairs.items():
         where = _where(claim, lines)
@@ -111,14 +111,14 @@ def _other_pairs(claim: Claim, pairs: Mapping[tuple[str, str], list[Line]], star
             named = f"{claim.row(larger).label} over {claim.row(smaller).label}"
             together.setdefault(where, {})[named] = lines
         else:
-            never.setdefault(claim.row(larger).label, []).extend(lines)
+            never.setdefault(larger, {})[smaller] = lines
     parts = [
         f"{listed(list(named))} in {_each(list(named.values()), value)}{where}" for where, named in together.items()
     ]
-    if never:
-        below = " or ".join(claim.row(name).label for name in smaller_rows(claim))
-        counts = [f"{label} in {_counts(lines, value)} (at most {_most(lines)})" for label, lines in never.items()]
-        parts.append(f"over {below} {listed(counts)}")
+    for larger, below in never.items():
+        lines = [line for found in below.values() for line in found]
+        named = f"{claim.row(larger).label} over {' or '.join(claim.row(name).label for name in below)}"
+        parts.append(f"{named} in {_counts(lines, value)} (at most {_most(lines)})")
     return [f"{start} other pairs reach {value:g}x so: {'; '.join(parts)}."] if parts else []
 
 

@@ -18,7 +18,7 @@ def verdict(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix] = ()) -
 
     fixes: corrections of the ledger that are applied together; all of them when none is given.
     """
-    sentences = [text(bench) for bench in benches if bench.has_headline for text in (found.own_point, found.words)]
+    sentences = [text for bench in benches if (point := found.own_point(bench)) for text in (point, found.words(bench))]
     sentences += [claimed(claim), same_table(claim), accuracy(claim), ledger(claim), corrected(claim, fixes)]
     carrier = claim.row(claim.headline.smaller)
     for bench in benches:
@@ -97,10 +97,9 @@ def _published_range(claim: Claim, rows: Sequence[Row]) -> list[tuple[float, str
 
 
 def accuracy(claim: Claim) -> str:
-    """Say how the headline's rows learn by the claim's own accuracies, and which compared rows learn better."""
+    """Say how the headline's rows learn by the claim's own accuracies, and which other rows learn better."""
     smaller, larger = claim.row(claim.headline.smaller), claim.row(claim.headline.larger)
-    names = dict.fromkeys((*claim.against, *smaller_rows(claim)))
-    rivals = [claim.row(name) for name in names if name != smaller.id]
+    rivals = [row for row in claim.rows if row.id != smaller.id]
     pairs, better = [], []
     for metric, kind in (("class_il", "class-IL"), ("task_il", "task-IL")):
         for one, own, title in _accuracies(claim, larger, smaller, metric):
@@ -114,10 +113,9 @@ def accuracy(claim: Claim) -> str:
             better.append(f"{kind} on {title} {listed(above) if above else 'none'}")
     if not pairs:
         return ""
-    compared = listed([row.label for row in rivals])
     return (
-        f"Published accuracy of {larger.label} against {smaller.label}, in percent: {'; '.join(pairs)}. Of {compared}, "
-        f"better than {smaller.label} on average are: {'; '.join(better)}."
+        f"Published accuracy of {larger.label} against {smaller.label}, in percent: {'; '.join(pairs)}. Of all other "
+        f"rows those better than {smaller.label} on average are: {'; '.join(better)}."
     )
 
 

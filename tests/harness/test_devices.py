@@ -96,6 +96,7 @@ def test_a_desktop_is_no_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     Cuda(monkeypatch, count=1)
     monkeypatch.setattr(devices.jetson, "is_jetson", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=1))
+    monkeypatch.setattr(devices.platform, "machine", lambda: "x86_64")
     with pytest.raises(UsageError, match="does not say that it is a Jetson board"):
         devices.check_device("jetson")
 

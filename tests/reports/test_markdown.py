@@ -238,5 +238,5 @@ def test_methods_that_learn_in_other_logits_are_told_apart(accuracy_run: MakeRun
     for run in runs:
         run.method_config = {"head": "task_il" if run.spec.method == "lightcl" else "class_il"}
     text = report_text(sections(runs))
-    assert "lightcl learn in the logits of the task's classes; er and sgd over those of all classes." in text
+    assert "differs: in the logits of the task's classes lightcl; over those of all classes er and sgd." in text
     assert "What is learnt differs" not in report_text(sections(runs[:2]))
