@@ -15,6 +15,7 @@ from reports.claims.measured import benches
 from reports.claims.page import short
 from reports.expectations import expectations_sentence, expectations_table
 from reports.ladders import ends, ladder_sentence, ladder_table
+from reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
 from reports.load import load_sections
 from reports.plots import Kind, Plot, draw_section
 from reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
@@ -98,6 +99,9 @@ def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> lis
     expected = expectations_table(section)
     if expected:
         parts += ["### Expected and found", expectations_sentence(section), expected]
+    both = lean_accuracy_table(section)
+    if both:
+        parts += ["### Lean against plain, mean difference ± standard error", lean_accuracy_sentence(section), both]
     if section.measured:
         parts += ["### Roles at the peak (MiB)", sentences.role_sentence(section), tables.role_table(section)]
         parts.append(provenance.sum_check(whole))
