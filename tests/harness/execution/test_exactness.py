@@ -142,7 +142,8 @@ def outcome(name: str, technique: str) -> str:
     except ValueError as error:
         return f"refused: {error}"
     if not techniques(technique, {}).is_exact:
-        numbers = learn(name, technique, steps=1).network.state_dict().values()
+        with default_dtype(torch.float32):  # the type that autocast returns to
+            numbers = learn(name, technique, steps=1).network.state_dict().values()
         return "inexact" if all(bool(number.isfinite().all()) for number in numbers) else "not finite"
     for dtype, (steps, tolerance) in TOLERANCES.items():
         with default_dtype(dtype):
