@@ -13,7 +13,7 @@ from reports.tables import markdown_table, observer_delta_bytes
 from reports.units import count, plural
 
 SHOWN_VALUES = 4
-"""Values of one key of the environment listed one by one; more are only counted."""
+"""Values of one key of the environment listed one by one; more are only counted, but for commits."""
 
 
 def broken_checks(section: Section) -> list[str]:
@@ -59,7 +59,7 @@ def environment_table(runs: Sequence[RunResult]) -> str:
     """Return what the runs ran on; a key with several values has one row for each, with the number of runs."""
     rows = []
     for key, values in environment_values(runs).items():
-        if len(values) > SHOWN_VALUES:
+        if len(values) > SHOWN_VALUES and key != "commit":
             rows.append([key, f"{len(values)} values", plural(sum(values.values()), "run")])
             continue
         for value, number in values.items():

@@ -42,7 +42,6 @@ def test_a_lean_run_adds_up_and_holds_less_than_a_plain_one() -> None:
     [
         ("derpp", "storage=compact", "this method has none"),
         ("derpp", "grouped_bn=true,backward=termwise", "choose one"),
-        ("pnn", "checkpoint=block", "a column runs stage by stage"),
     ],
 )
 def test_what_would_change_the_computation_is_refused_before_anything_starts(
