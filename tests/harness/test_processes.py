@@ -119,18 +119,20 @@ def test_a_device_that_others_hold_ends_a_whole_suite_and_leaves_no_results(monk
 
 
 def test_a_device_that_is_taken_later_fails_single_runs_and_the_suite_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[RunResult] = []
+
     def one(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
         if job.spec.method != "er":
             return Outcome()
-        time.sleep(0.5)  # the one before it is kept by then
+        while not results:  # the one before it is kept first
+            time.sleep(0.01)
         return Outcome(status="crashed", reason="other processes hold 9 B", usage_error=True, unfit=True)
 
     monkeypatch.setattr(Workers, "run", one)
-    results: list[RunResult] = []
     specs = [RunSpec(method=name, target="cuda", measure="peak") for name in ("sgd", "er", "fdr")]
     run_specs(specs, results.append, jobs=1)
-    assert [(run.status, run.reason) for run in results] == [
-        ("ok", None),
-        ("crashed", "other processes hold 9 B"),
-        ("ok", None),
-    ]
+    assert {run.spec.method: (run.status, run.reason) for run in results} == {
+        "sgd": ("ok", None),
+        "er": ("crashed", "other processes hold 9 B"),
+        "fdr": ("ok", None),
+    }
