@@ -21,7 +21,7 @@ from methods.ewc import EWC
 from tests.methods.toys import NUM_CLASSES, TwoLayers, declared, make_batch, make_method, make_task, two_layers
 
 LR, STRENGTH, GAMMA = 0.1, 30.0, 0.6
-SHAPES = list(product(["inplace", "graph"], ["per_parameter", "flattened"]))
+SHAPES = list(product(["inplace", "graph", "implicit"], ["per_parameter", "flattened"]))
 
 Vectors = dict[str, Tensor]
 
@@ -97,10 +97,14 @@ def test_two_tasks_step_as_written_by_hand_in_every_shape_of_the_penalty(penalty
             if fisher and step == 1:
                 pulls = [2 * LR * STRENGTH * fisher[name] * (theta[name] - anchor[name]).abs() for name in fisher]
                 assert max(float(pull.detach().max()) for pull in pulls) > 1e-4, "too small a penalty to be seen"
+            implicit = penalty == "implicit"
+            gradients = torch.autograd.grad(learnt if implicit else loss, list(theta.values()))
             with torch.no_grad():
-                gradients = torch.autograd.grad(loss, list(theta.values()))
-                for value, gradient in zip(theta.values(), gradients, strict=True):
+                for (name, value), gradient in zip(theta.items(), gradients, strict=True):
                     value -= LR * gradient
+                    if implicit and fisher:  # argmin over v of |v - value|^2 / (2 lr) + lambda F (v - anchor)^2
+                        weight = 2 * LR * STRENGTH * fisher[name]
+                        value.copy_((value + weight * anchor[name]) / (1 + weight))
             by_hand = loss if penalty == "graph" else learnt
             assert float(execution.learn(batch)) == pytest.approx(float(by_hand.detach()), abs=1e-6)
         method.after_task(task)
@@ -225,6 +229,27 @@ def test_a_reloaded_state_goes_on_where_it_was(penalty: str, vectors: str) -> No
         consolidator.after_task(make_task(1))
         learner.learn(make_batch(2))
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("vectors", ["per_parameter", "flattened"])
+def test_an_implicit_step_is_stable_for_a_strength_that_an_explicit_one_diverges_with(vectors: str) -> None:
+    ends = {}
+    for penalty in ("inplace", "implicit"):
+        network = two_layers()
+        method, execution = make_ewc(network, penalty=penalty, vectors=vectors, strength=1e5)
+        method.after_task(make_task(0))
+        stiff = {name: value > 1e-3 for name, value in unflattened(method, method.fisher).items()}
+        assert any(bool(where.any()) for where in stiff.values())
+        start = anchor_of(network)
+        for step in range(8):
+            execution.learn(make_batch(1, step % 2))
+        ends[penalty] = max(
+            float((value - start[name])[stiff[name]].abs().max().nan_to_num(torch.inf))
+            for name, value in anchor_of(network).items()
+            if stiff[name].any()
+        )
+    assert ends["implicit"] < 0.01
+    assert ends["inplace"] > 1e3
 
 
 def test_no_strength_is_plain_sgd() -> None:
