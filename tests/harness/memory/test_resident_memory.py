@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.environment import environment
-
 if TYPE_CHECKING:
     from conftest import Recording
 
@@ -30,14 +28,8 @@ def test_a_step_of_the_standard_network_peaks_at_219_mib(standard: tuple[Recordi
 def test_resident_memory_grows_by_the_tensor_peak(standard: tuple[Recording, int]) -> None:
     """Nothing profiled, freed blocks returned to the system at once, libraries loaded by a first run (`resident`).
 
-    glibc maps blocks of 64 KiB and more; smaller ones can lie in what the first run left in the heap, so resident
-    memory grows by a little less than the tensors: by 0.06 to 0.44 MiB on processors without AVX-512. On one with
-    it the difference is 4.3 to 4.4 MiB (2 %), and 0.73 with oneDNN and torch held to AVX2 there: most of it comes with
-    the wider kernels. Which pages of theirs stay unwritten at the peak is not traced yet, and the wider bound stands
-    until it is.
+    What is beyond the tensors, 0.0 to 0.5 MiB, are Python's objects and autograd's nodes.
     """
     recording, growth_bytes = standard
-    peak_bytes = recording.footprint["peak_bytes"]
-    wide = environment()["vectors"] == "AVX512"
-    assert growth_bytes - peak_bytes < MIB / 2
-    assert peak_bytes - growth_bytes < (5 * MIB if wide else MIB / 2)
+    beyond_bytes = growth_bytes - recording.footprint["peak_bytes"]
+    assert -MIB / 4 < beyond_bytes < 3 * MIB / 4
