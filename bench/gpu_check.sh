@@ -42,7 +42,7 @@ for lean in "lightcl-sparse --set trunk=frozen --execution lean" "derpp --execut
     step 40 "$python" -m bench.cli measure $lean --target cuda --out "$work/lean"
 done
 step 40 "$python" -m bench.cli measure derpp --target cuda --width 4 --snapshot "$work/derpp.pickle"
-# predictions leave cuDNN's workspace out, so what they say fits may not: shown, not judged
+# predictions have cuDNN's workspaces as another card took them, so what they say fits may not: shown, not judged
 timeout 60 "$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== not confirmed ($?)"
 pack # whoever kills this at ten minutes leaves what is measured
 step 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests

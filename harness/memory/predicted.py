@@ -1,9 +1,8 @@
 """Predicts a device's allocations without it: operations on tensors that have shapes and no values.
 
 Every operation is seen as torch dispatches it, on the meta device. What it returns is allocated; what a kernel takes
-beside that is modelled where it is known: on the CPU the blocked copies of oneDNN's convolutions, on CUDA what torch
-keeps for cuBLAS. What cuDNN takes for a convolution depends on the architecture and is left out. The log has the form
-of a real allocator's, so it is joined with roles by the same ledger.
+beside that is in `scratch`, and what torch keeps for cuBLAS in `cublas`. The log has the form of a real allocator's, so
+it is joined with roles by the same ledger.
 
 Two things differ from a real run, and are put right here. While operations are watched autograd adds gradients out of
 place, which it does in place otherwise. And what is read from a tensor's values must be guessed.
@@ -12,8 +11,7 @@ place, which it does in place otherwise. And what is read from a tensor's values
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from math import prod
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -24,19 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
 from harness.memory.log import AllocationLog, Event
 from harness.memory.observer import address_of
+from harness.memory.scratch import CUDNN, ONEDNN, RESULTS
 
 aten = torch.ops.aten
 META = torch.device("meta")
-RESULTS = 0
-"""In a list of sizes: where the results are allocated."""
-NARROW = 8
-"""Channels in a block of oneDNN's where a vector of the processor holds no more, or its kernels want no more."""
-STEM_CHANNELS = 4
-"""For the gradient of a weight, images of fewer channels are read without a blocked copy."""
-MANY_IMAGES = 16
-"""From as many on an unstrided convolution of 1x1 is oneDNN's; below, it is a product of matrices, without copies."""
-SMALL_IMAGE = 20480
-"""A single image of up to as many values is unfolded into columns instead (torch's `use_mkldnn`)."""
 
 
 class ShapeRecorder(TorchDispatchMode):
@@ -94,8 +83,8 @@ class ShapeRecorder(TorchDispatchMode):
             return args[0]
         known = RULES.get(func) if on_meta else None
         result = func(*args, **kwargs) if known is None else known(self, *args, **kwargs)
-        modelled = on_meta and not self._cuda and func in SCRATCH
-        for size in SCRATCH[func](*args, **kwargs) if modelled else (RESULTS,):
+        scratch = CUDNN if self._cuda else ONEDNN
+        for size in scratch[func](*args, **kwargs) if on_meta and func in scratch else (RESULTS,):
             if size == RESULTS:
                 self._returned(name, (args, kwargs), result)
             else:
@@ -180,111 +169,6 @@ def _accumulates(one: Any, other: Any) -> bool:
         and torch._C._current_graph_task_id() != -1
         and not torch.is_grad_enabled()
     )
-
-
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], *rest: Any
-) -> Iterator[int]:
-    """Blocked copies of input, weight and output, as oneDNN has them; the plain output is made of the blocked one.
-
-    Channels are blocked by what a vector of the processor holds, and padded to whole blocks; an input with fewer is
-    read as it is.
-    """
-    sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
-    out = prod((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in sizes)
-    if _is_product(x, weight, stride, padding):
-        yield RESULTS
-        return
-    if _unfolds(x, weight):
-        columns = prod(weight.shape[1:]) * out * x.element_size()
-        yield from (columns, RESULTS, -columns)
-        return
-    block = vector_width()
-    pointwise = set(weight.shape[2:]) == {1}
-    blocks_input = pointwise or x.shape[1] >= block
-    copies = [_gathered(x, out, block)] if pointwise and set(stride) != {1} else []
-    copies += [_blocked(x, block, 1)] if blocks_input else []
-    copies.append(_blocked(weight, block, 0, *([1] if blocks_input else [])))
-    result = len(x) * _padded(weight.shape[0], block) * out * x.element_size()
-    yield from (*copies, result, *(-size for size in copies), RESULTS, -result)
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], padding: list[int], *rest: Any
-) -> Iterator[int]:
-    """Blocked copies again: first for the gradient of the input, which then stays, then for that of the weight."""
-    need_x, need_weight, _ = rest[-1]
-    if _is_product(x, weight, stride, padding):
-        yield RESULTS
-        return
-    if _unfolds(x, weight):
-        columns = prod(weight.shape[1:]) * prod(grad.shape[2:]) * x.element_size()
-        yield from (RESULTS, columns, -columns)
-        return
-    block = vector_width()
-    if need_x and set(stride) == {1}:
-        copies, result = [_blocked(grad, block, 1), _blocked(weight, block, 0, 1)], _blocked(x, block, 1)
-        yield from (*copies, result, *(-size for size in copies), x.nbytes, -result)
-    elif need_x:  # by another kernel, whose result is copied twice
-        copies = [grad.nbytes, _blocked(weight, block, 1)]
-        yield from (*copies, x.nbytes, *(-size for size in copies), x.nbytes, x.nbytes, -x.nbytes, -x.nbytes)
-    if need_weight:
-        pointwise = set(weight.shape[2:]) == {1}
-        stem = not pointwise and x.shape[1] < STEM_CHANNELS
-        block = block if stem or pointwise or x.shape[1] >= block else NARROW
-        copies = [_blocked(grad, block, 1)] + ([] if stem else [_blocked(x, block, 1)])
-        found = _blocked(weight, block, 0, *([] if stem else [1]))
-        gathered = [_gathered(x, prod(grad.shape[2:]), block)] if pointwise and set(stride) != {1} else []
-        yield from (*copies, found, *gathered, *(-size for size in gathered), *(-size for size in copies))
-    if need_x:
-        yield -x.nbytes
-    yield RESULTS
-    if need_weight:
-        yield -found
-
-
-def vector_width() -> int:
-    """Return how many float32 a vector of this machine's processor holds, as torch sees it."""
-    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else NARROW
-
-
-def _padded(channels: int, block: int) -> int:
-    return -(-channels // block) * block
-
-
-def _blocked(tensor: Tensor, block: int, *dimensions: int) -> int:
-    """Return a tensor's bytes with some dimensions padded to whole blocks."""
-    sizes = (_padded(size, block) if number in dimensions else size for number, size in enumerate(tensor.shape))
-    return prod(sizes) * tensor.element_size()
-
-
-def _batch_norm_backward_scratch(grad: Tensor, x: Tensor, *rest: Any) -> Iterator[int]:
-    """One more map beside the gradient of the input, where both maps are contiguous."""
-    yield RESULTS
-    if rest[-1][0] and grad.is_contiguous() and x.is_contiguous():
-        yield from (x.nbytes, -x.nbytes)
-
-
-def _unfolds(x: Tensor, weight: Tensor) -> bool:
-    return len(x) == 1 and x.numel() <= SMALL_IMAGE and max(weight.shape[2:]) <= 3
-
-
-def _gathered(x: Tensor, out: int, block: int) -> int:
-    """Return what a strided convolution of 1x1 gathers the pixels of an image into, with 128 bytes to align it."""
-    return _padded(x.shape[1], block) * out * x.element_size() + 128
-
-
-def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
-    """Tell whether a convolution of 1x1 is a product of matrices, an image being its own columns."""
-    return len(x) < MANY_IMAGES and set(weight.shape[2:]) == {1} == set(stride) and not any(padding)
-
-
-SCRATCH: dict[Any, Callable[..., Iterable[int]]] = {
-    aten.convolution.default: _convolution,
-    aten.convolution_backward.default: _convolution_backward,
-    aten.native_batch_norm_backward.default: _batch_norm_backward_scratch,
-}
-"""Operations whose kernels take more than they return: sizes that come (+) and go (-), and when the results come."""
 
 
 def _number(recorder: ShapeRecorder, tensor: Tensor) -> bool | float | int:

@@ -1,0 +1,176 @@
+"""What kernels take beside what they return: oneDNN's blocked copies on the CPU, cuDNN's workspaces on CUDA.
+
+Each rule yields, for one operation, the sizes that come (+) and go (-), and when its results are allocated.
+
+What cuDNN takes depends on the card, its release and the shape. The rules are those of the one card whose allocator's
+history we have: ResNet-18 at 224 x 224, batch 8, float32 without TF32 and without autotuning, as every run here is
+pinned (`tests/harness/memory/recorded`). There an unstrided 3x3 convolution is Winograd's, in 3x3 tiles for the output
+and for the gradient of the input, which keeps the transformed weight alone, and in 4x4 tiles for the gradient of the
+weight, which keeps transforms of both maps too (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+CVPR 2016); any other reorders its weight. Tables and padding of some KiB are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+RESULTS = 0
+"""In a list of sizes: where the results are allocated."""
+NARROW = 8
+"""Channels in a block of oneDNN's where a vector of the processor holds no more, or its kernels want no more."""
+STEM_CHANNELS = 4
+"""For the gradient of a weight, images of fewer channels are read without a blocked copy."""
+MANY_IMAGES = 16
+"""From as many on an unstrided convolution of 1x1 is oneDNN's; below, it is a product of matrices, without copies."""
+SMALL_IMAGE = 20480
+"""A single image of up to as many values is unfolded into columns instead (torch's `use_mkldnn`)."""
+FUSED_TILE, TILE = 3, 4
+"""Sides of Winograd's tiles of the output in cuDNN's fused kernels, and in those that keep every transform."""
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], *rest: Any
+) -> Iterator[int]:
+    """Blocked copies of input, weight and output, as oneDNN has them; the plain output is made of the blocked one.
+
+    Channels are blocked by what a vector of the processor holds, and padded to whole blocks; an input with fewer is
+    read as it is.
+    """
+    sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
+    out = prod((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in sizes)
+    if _is_product(x, weight, stride, padding):
+        yield RESULTS
+        return
+    if _unfolds(x, weight):
+        columns = prod(weight.shape[1:]) * out * x.element_size()
+        yield from (columns, RESULTS, -columns)
+        return
+    block = vector_width()
+    pointwise = set(weight.shape[2:]) == {1}
+    blocks_input = pointwise or x.shape[1] >= block
+    copies = [_gathered(x, out, block)] if pointwise and set(stride) != {1} else []
+    copies += [_blocked(x, block, 1)] if blocks_input else []
+    copies.append(_blocked(weight, block, 0, *([1] if blocks_input else [])))
+    result = len(x) * _padded(weight.shape[0], block) * out * x.element_size()
+    yield from (*copies, result, *(-size for size in copies), RESULTS, -result)
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], padding: list[int], *rest: Any
+) -> Iterator[int]:
+    """Blocked copies again: first for the gradient of the input, which then stays, then for that of the weight."""
+    need_x, need_weight, _ = rest[-1]
+    if _is_product(x, weight, stride, padding):
+        yield RESULTS
+        return
+    if _unfolds(x, weight):
+        columns = prod(weight.shape[1:]) * prod(grad.shape[2:]) * x.element_size()
+        yield from (RESULTS, columns, -columns)
+        return
+    block = vector_width()
+    if need_x and set(stride) == {1}:
+        copies, result = [_blocked(grad, block, 1), _blocked(weight, block, 0, 1)], _blocked(x, block, 1)
+        yield from (*copies, result, *(-size for size in copies), x.nbytes, -result)
+    elif need_x:  # by another kernel, whose result is copied twice
+        copies = [grad.nbytes, _blocked(weight, block, 1)]
+        yield from (*copies, x.nbytes, *(-size for size in copies), x.nbytes, x.nbytes, -x.nbytes, -x.nbytes)
+    if need_weight:
+        pointwise = set(weight.shape[2:]) == {1}
+        stem = not pointwise and x.shape[1] < STEM_CHANNELS
+        block = block if stem or pointwise or x.shape[1] >= block else NARROW
+        copies = [_blocked(grad, block, 1)] + ([] if stem else [_blocked(x, block, 1)])
+        found = _blocked(weight, block, 0, *([] if stem else [1]))
+        gathered = [_gathered(x, prod(grad.shape[2:]), block)] if pointwise and set(stride) != {1} else []
+        yield from (*copies, found, *gathered, *(-size for size in gathered), *(-size for size in copies))
+    if need_x:
+        yield -x.nbytes
+    yield RESULTS
+    if need_weight:
+        yield -found
+
+
+def vector_width() -> int:
+    """Return how many float32 a vector of this machine's processor holds, as torch sees it."""
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else NARROW
+
+
+def _padded(channels: int, block: int) -> int:
+    return -(-channels // block) * block
+
+
+def _blocked(tensor: Tensor, block: int, *dimensions: int) -> int:
+    """Return a tensor's bytes with some dimensions padded to whole blocks."""
+    sizes = (_padded(size, block) if number in dimensions else size for number, size in enumerate(tensor.shape))
+    return prod(sizes) * tensor.element_size()
+
+
+def _batch_norm_backward_scratch(grad: Tensor, x: Tensor, *rest: Any) -> Iterator[int]:
+    """One more map beside the gradient of the input, where both maps are contiguous."""
+    yield RESULTS
+    if rest[-1][0] and grad.is_contiguous() and x.is_contiguous():
+        yield from (x.nbytes, -x.nbytes)
+
+
+def _unfolds(x: Tensor, weight: Tensor) -> bool:
+    return len(x) == 1 and x.numel() <= SMALL_IMAGE and max(weight.shape[2:]) <= 3
+
+
+def _gathered(x: Tensor, out: int, block: int) -> int:
+    """Return what a strided convolution of 1x1 gathers the pixels of an image into, with 128 bytes to align it."""
+    return _padded(x.shape[1], block) * out * x.element_size() + 128
+
+
+def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Tell whether a convolution of 1x1 is a product of matrices, an image being its own columns."""
+    return len(x) < MANY_IMAGES and set(weight.shape[2:]) == {1} == set(stride) and not any(padding)
+
+
+def _cudnn_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], *rest: Any) -> Iterator[int]:
+    workspace = _transformed(weight, FUSED_TILE) if _is_winograd(weight, stride) else weight.nbytes
+    yield from (RESULTS, workspace, -workspace)
+
+
+def _cudnn_convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int], *rest: Any
+) -> Iterator[int]:
+    """First the gradient of the input, then that of the weight, each with its own workspace."""
+    need_x, need_weight, _ = rest[-1]
+    winograd = _is_winograd(weight, stride)
+    if need_x and winograd:
+        workspace = _transformed(weight, FUSED_TILE)
+        yield from (x.nbytes, workspace, -workspace, -x.nbytes)
+    yield RESULTS
+    if need_weight:
+        workspace = weight.nbytes
+        if winograd:
+            tiles = len(x) * prod(-(-size // TILE) for size in grad.shape[2:])
+            maps = (x.shape[1] + grad.shape[1]) * tiles * (TILE + 2) ** 2 * x.element_size()
+            workspace = _transformed(weight, TILE) + maps
+        yield from (workspace, -workspace)
+
+
+def _is_winograd(weight: Tensor, stride: list[int]) -> bool:
+    return set(weight.shape[2:]) == {3} and set(stride) == {1}
+
+
+def _transformed(weight: Tensor, tile: int) -> int:
+    """Return the bytes of a 3x3 weight transformed for tiles of the output."""
+    return prod(weight.shape[:2]) * (tile + 2) ** 2 * weight.element_size()
+
+
+ONEDNN: dict[Any, Callable[..., Iterable[int]]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.native_batch_norm_backward.default: _batch_norm_backward_scratch,
+}
+CUDNN: dict[Any, Callable[..., Iterable[int]]] = {
+    aten.convolution.default: _cudnn_convolution,
+    aten.convolution_backward.default: _cudnn_convolution_backward,
+}
+"""By library, the operations whose kernels take more than they return."""
