@@ -67,7 +67,7 @@ class EWC(Method):
     name = "ewc"
     checkpointed = ("fisher", "anchor")
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        **searched(lr=0.03, strength=3.0, weighted=True),
+        **searched(lr=0.03, strength=1e4, penalty="implicit"),
         "split-tinyimagenet": {"strength": 25.0},
         "synthetic-tinyimagenet": {"strength": 25.0},
     }

@@ -32,7 +32,7 @@ class SparCLDERpp(SparCL):
     """Learn what is left of the batch, and replayed logits and labels, under masks."""
 
     name = "sparcl-derpp"
-    tuned = searched(lr=0.03, alpha=0.3)
+    tuned = searched(lr=0.1, alpha=0.1)
     lean: ClassVar[Mapping[str, object]] = {**TERMWISE, "storage": "sparse"}
 
     class Config(SparCL.Config):
