@@ -276,8 +276,8 @@ def test_weighting_single_samples_is_refused_where_there_are_none() -> None:
         ("synthetic-cifar10", 10, 0.03),
         ("split-tinyimagenet", 25, 0.03),
         ("synthetic-tinyimagenet", 25, 0.03),
-        ("split-fashion-mini", 3, 0.03),
-        ("split-fashion-mnist", 3, 0.03),
+        ("split-fashion-mini", 1e4, 0.03),
+        ("split-fashion-mnist", 1e4, 0.03),
     ],
 )
 def test_the_strength_is_tuned_by_stream(stream: str, strength: float, lr: float) -> None:
