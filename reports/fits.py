@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.results import RunResult
 from harness.targets import allocator_of
-from reports.terminal import text_table, wrap
+from reports.terminal import LIKE_ANOTHER_CARD, text_table, wrap
 from reports.units import count, mib
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def fit_table(fit: Fit, measured: RunResult | None) -> str:
     ]
     if budget.note:
         lines.append(wrap(budget.note))
+    if not on_cpu:
+        lines.append(wrap(LIKE_ANOTHER_CARD))
     lines += ["", _curve(fit, on_cpu), "", wrap(answer(fit))]
     if measured is not None:
         lines.append(wrap(_confirmed(fit, measured)))

@@ -20,6 +20,7 @@ from reports.units import count, mib, share
 COLUMNS = 80
 MINIMUM_NAME = 12
 UNLIMITED = "held to the budget: the process pass alone; roles and tensor peak are of passes without it"
+LIKE_ANOTHER_CARD = "cuDNN's workspaces are predicted as another card took them (docs/devices.md)"
 PROCESS_FIELDS = {"baseline_bytes", "peak_bytes", "device_peak_bytes", "unified"}
 
 
@@ -85,6 +86,7 @@ def _peaks(result: RunResult) -> list[str]:
             lines.append(wrap(f"of the caching allocator: {', '.join(more)}"))
     if result.footprint is not None and result.footprint.reserved_bytes is not None:
         lines.append(wrap(f"reserved by the caching allocator: {mib(result.footprint.reserved_bytes)} MiB"))
+        lines.append(wrap(LIKE_ANOTHER_CARD))
     if result.footprint is not None and result.footprint.on_host:
         held = ", ".join(f"{role} {count(size)} B" for role, size in sorted(result.footprint.on_host.items()))
         lines.append(wrap(f"beside it in the host's memory: {held}"))

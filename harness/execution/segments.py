@@ -56,10 +56,9 @@ def _run(network: Network, x: Tensor, spans: list[Span], levels: tuple[str, ...]
         # entered here, so that a segment that is computed again is grouped again
         with grouped(network, groups):
             return network.run(x, start=spans[0][0], stop=spans[-1][1])
-    if len(network.boundaries) == 1 and network.is_divisible(
-        network.boundaries[0]
-    ):  # nothing lies between its stages, whichever segments are asked for
-        return network.run_parts(network.boundaries[0], x, partial(_forgetting, network, groups))
+    only = network.boundaries[0]
+    if len(network.boundaries) == 1 and network.is_divisible(only):  # whichever segments are asked for
+        return network.run_parts(only, x, partial(_forgetting, network, groups))
     level, *inner = levels
     if level == "convolution":
         with_groups = partial(_forgetting, network, groups)
