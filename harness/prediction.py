@@ -12,10 +12,11 @@ from harness.build import build
 from harness.environment import environment
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
-from harness.memory.caching import cached
+from harness.memory.caching import cached, without
 from harness.memory.ledger import join, undeclared_sentence
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
+from harness.memory.scratch import CUDNN
 from harness.registry import method_class, method_config
 from harness.results import RunResult
 from harness.spec import NOWHERE, RunSpec, Sources
@@ -29,7 +30,8 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
 
     Shapes decide memory, so the method takes its steps on tensors without values. How many weights a mask leaves open
     is taken from the method's `sparsity`. On CUDA the requests are served as the caching allocator serves them;
-    limit_bytes: what it may reserve, and OutOfReservedError is raised where that is not enough. Raises UsageError for
+    limit_bytes: what it may reserve. Workspaces of cuDNN that do not fit are left out, for torch asks it for another
+    algorithm then; for anything else OutOfReservedError is raised. Raises UsageError for
     what cannot be predicted. As in a measurement, LedgerError is raised where roles do not add up, and ClmemError for
     undeclared state.
     """
@@ -63,9 +65,12 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
-    reserved = None
+    on_cuda: dict[str, int] = {}
     if kind == "cuda":
-        log, reserved = cached(log, limit_bytes)
+        if limit_bytes is None:
+            others, _ = cached(without(log, CUDNN))
+            on_cuda["without_cudnn_bytes"] = max(event.total_bytes for event in others.events)
+        log, on_cuda["reserved_bytes"] = cached(log, limit_bytes, dispensable=CUDNN)
     ledger = join(log, observer.records)
     if ledger.undeclared:
         raise ClmemError(f"predicted: {undeclared_sentence(spec.method, ledger.undeclared)}")
@@ -78,7 +83,7 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
         execution=run.execution.describe(),
         joint=run.method.joint,
         environment=environment(),
-        footprint=ledger.footprint.model_copy(update={"reserved_bytes": reserved}),
+        footprint=ledger.footprint.model_copy(update=on_cuda),
     )
 
 

@@ -93,6 +93,11 @@ class Footprint(_Record):
     reserved_bytes: int | None = Field(
         None, description="of a prediction for CUDA: what the caching allocator would have reserved at most"
     )
+    without_cudnn_bytes: int | None = Field(
+        None,
+        description="of a prediction for CUDA without a limit: its peak without cuDNN's workspaces, which are those of "
+        "another card",
+    )
 
 
 class Allocator(_Record):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.results import RunResult
 from harness.targets import allocator_of
-from reports.terminal import LIKE_ANOTHER_CARD, text_table, wrap
+from reports.predictions import LIKE_ANOTHER_CARD
+from reports.terminal import text_table, wrap
 from reports.units import count, mib
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def fit_table(fit: Fit, measured: RunResult | None) -> str:
     if budget.note:
         lines.append(wrap(budget.note))
     if not on_cpu:
-        lines.append(wrap(LIKE_ANOTHER_CARD))
+        lines.append(wrap(f"{LIKE_ANOTHER_CARD}, and left out where they do not fit"))
     lines += ["", _curve(fit, on_cpu), "", wrap(answer(fit))]
     if measured is not None:
         lines.append(wrap(_confirmed(fit, measured)))
@@ -106,6 +107,7 @@ def fit_json(fit: Fit, measured: RunResult | None) -> dict[str, Any]:
         "process_own_bytes": fit.own_bytes or None,
         "largest": None if fit.largest is None else fit.largest.size,
         "capped": fit.capped,
+        "assumed": LIKE_ANOTHER_CARD if allocator_of(fit.spec.target) == "cuda" else None,
         "points": points,
         "measured": None if measured is None else measured.model_dump(mode="json", by_alias=True),
     }

@@ -9,12 +9,16 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.files import write_json
 from harness.results import RunResult
+from harness.targets import allocator_of
 from reports.cells import Section
 from reports.tables import markdown_table
 from reports.units import count
 
 FILE = "predictions.json"
 """Where `clmem predict --against DIRECTORY --keep` leaves what it found, for the directory's report."""
+
+LIKE_ANOTHER_CARD = "cuDNN's workspaces are predicted as another card took them (docs/devices.md)"
+"""What must be known of a prediction for CUDA."""
 
 Predictions = Mapping[str, int | None]
 """Predicted bytes by run id, None where a run cannot be predicted."""
@@ -66,4 +70,6 @@ def predictions_sentence(section: Section, predictions: Predictions) -> str:
     if not errors:
         return "None of these runs can be predicted."
     label, worst = max(errors.items(), key=lambda item: abs(item[1]))
-    return f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({label})."
+    text = f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({label})."
+    on_cuda = allocator_of(section.setting.target) == "cuda"
+    return f"{text} There {LIKE_ANOTHER_CARD}." if on_cuda else text

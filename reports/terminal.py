@@ -11,7 +11,7 @@ from harness.results import PHASES, ROLES, RunResult
 from harness.targets import allocator_of
 from harness.techniques import PLAIN
 from reports.cells import Section
-from reports.predictions import error_of
+from reports.predictions import LIKE_ANOTHER_CARD, error_of
 from reports.provenance import broken_checks
 from reports.sentences import board_sentence, held_sentence
 from reports.tables import accuracy_text, later_differs, shown_roles
@@ -20,7 +20,6 @@ from reports.units import count, mib, share
 COLUMNS = 80
 MINIMUM_NAME = 12
 UNLIMITED = "held to the budget: the process pass alone; roles and tensor peak are of passes without it"
-LIKE_ANOTHER_CARD = "cuDNN's workspaces are predicted as another card took them (docs/devices.md)"
 PROCESS_FIELDS = {"baseline_bytes", "peak_bytes", "device_peak_bytes", "unified"}
 
 
@@ -85,8 +84,8 @@ def _peaks(result: RunResult) -> list[str]:
         if more:
             lines.append(wrap(f"of the caching allocator: {', '.join(more)}"))
     if result.footprint is not None and result.footprint.reserved_bytes is not None:
-        lines.append(wrap(f"reserved by the caching allocator: {mib(result.footprint.reserved_bytes)} MiB"))
-        lines.append(wrap(LIKE_ANOTHER_CARD))
+        lines.append(wrap(f"the caching allocator would reserve: {mib(result.footprint.reserved_bytes)} MiB"))
+        lines.append(wrap(f"{LIKE_ANOTHER_CARD}; the peak without: {mib(result.footprint.without_cudnn_bytes)} MiB"))
     if result.footprint is not None and result.footprint.on_host:
         held = ", ".join(f"{role} {count(size)} B" for role, size in sorted(result.footprint.on_host.items()))
         lines.append(wrap(f"beside it in the host's memory: {held}"))
@@ -132,6 +131,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "phases": footprint.phases if footprint else None,
         "on_host": footprint.on_host if footprint else None,
         "reserved_bytes": footprint.reserved_bytes if footprint else None,
+        "without_cudnn_bytes": footprint.without_cudnn_bytes if footprint else None,
         "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,
         "process": process.model_dump(include=PROCESS_FIELDS, exclude_none=True) if process else None,
         "observer_delta_bytes": result.observer_delta_bytes,
@@ -161,7 +161,9 @@ def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | No
         rows.append([f"{run.spec.method}{how}", run.spec.stream, count(guess), count(peak), shown])
     table = text_table(["method", "stream", "predicted B", "measured B", "error %"], rows)
     known = f"{len(errors)} of {len(rows)} runs predicted"
-    return f"{table}\n" + wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known)
+    on_cuda = any(allocator_of(run.spec.target) == "cuda" for run in measured)
+    assumed = f"\n{wrap(LIKE_ANOTHER_CARD)}" if on_cuda else ""
+    return f"{table}\n" + wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known) + assumed
 
 
 def summary(sections: Sequence[Section]) -> str:

@@ -84,13 +84,17 @@ def test_the_batches_are_those_of_the_cpu(runs: dict[str, RunResult]) -> None:
     assert runs["er"].fingerprint == on_cpu.fingerprint
 
 
-def test_peaks_are_predicted_to_three_percent(runs: dict[str, RunResult]) -> None:
+def test_peaks_are_predicted_to_three_percent_or_lie_where_cudnn_may_put_them(runs: dict[str, RunResult]) -> None:
+    """The tensors must be right on any card; what cuDNN takes beside them was learnt from another one."""
     errors = {}
     for name, run in runs.items():
         predicted = predict(run.spec).footprint
         assert predicted is not None
+        assert predicted.without_cudnn_bytes is not None
         assert run.allocator is not None
         errors[name] = predicted.peak_bytes / run.allocator.peak_bytes - 1
+        assert run.allocator.peak_bytes >= 0.97 * predicted.without_cudnn_bytes, f"{name}: less than its tensors"
+    print({name: f"{100 * error:+.2f} %" for name, error in errors.items()})
     assert {name: round(100 * error, 2) for name, error in errors.items() if abs(error) > 0.03} == {}
 
 

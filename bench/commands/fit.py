@@ -24,8 +24,9 @@ from bench.options import (
     make_sources,
     memory_spec,
 )
-from harness.errors import ClmemError
+from harness.errors import ClmemError, UsageError
 from harness.results import RunResult
+from harness.targets import allocator_of
 
 
 def fit(
@@ -45,8 +46,12 @@ def fit(
     execution: Execution = "plain",
     settings: Settings = None,
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="Also measure the answer on the target, limited to the budget.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Also measure the answer on the target, limited to the budget (default: where the target is a GPU "
+            "that is there)."
+        ),
+    ] = None,
     others: Others = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -67,10 +72,15 @@ def fit(
         settings=settings,
     )
     sources = make_sources(data_root, weights, others)
-    if confirm:
+    if confirm or (confirm is None and allocator_of(spec.target) == "cuda"):
         from harness.devices import check_device
 
-        check_device(spec.target)
+        try:
+            check_device(spec.target)
+            confirm = True
+        except UsageError:
+            if confirm:
+                raise
     from harness.fit import fit as find
     from harness.fit import sized
     from harness.suite import run_specs

@@ -127,20 +127,32 @@ class CachingAllocator:
         bisect.insort(self._free[block.small], block, key=_Block.key)
 
 
-def cached(log: AllocationLog, limit_bytes: int | None = None) -> tuple[AllocationLog, int]:
+def cached(
+    log: AllocationLog, limit_bytes: int | None = None, dispensable: str | None = None
+) -> tuple[AllocationLog, int]:
     """Return a log of requests as the caching allocator would have served them, and the peak of what it reserves.
 
-    Every event keeps its place; its size becomes that of the block, and what was requested stands beside it. Raises
-    OutOfReservedError for the first request that does not fit under the limit.
+    An event's size becomes that of the block, and what was requested stands beside it. Raises OutOfReservedError for
+    the first request that does not fit under the limit; those of the operation `dispensable` are left out instead.
     """
     allocator = CachingAllocator(limit_bytes)
     address_of: dict[int, int] = {}
     events: list[Event] = []
+    states = [0]
     for event in log.events:
         if event.size_bytes > 0:
-            address_of[event.address], size = allocator.allocate(event.size_bytes)
-        else:
+            try:
+                address_of[event.address], size = allocator.allocate(event.size_bytes)
+            except OutOfReservedError:
+                if event.op != dispensable:
+                    raise
+                states.append(len(events))
+                continue
+        elif event.address in address_of:
             size = -allocator.release(address_of.pop(event.address))
+        else:  # of what was left out
+            states.append(len(events))
+            continue
         events.append(
             replace(
                 event,
@@ -149,4 +161,24 @@ def cached(log: AllocationLog, limit_bytes: int | None = None) -> tuple[Allocati
                 requested_bytes=abs(event.size_bytes),
             )
         )
-    return AllocationLog(events, log.marks), allocator.reserved_peak_bytes
+        states.append(len(events))
+    marks = {mark: states[state] for mark, state in log.marks.items()}
+    return AllocationLog(events, marks), allocator.reserved_peak_bytes
+
+
+def without(log: AllocationLog, op: str) -> AllocationLog:
+    """Return a log without the blocks that an operation asked for."""
+    left_out: set[int] = set()
+    events: list[Event] = []
+    states = [0]
+    total = 0
+    for event in log.events:
+        if event.size_bytes > 0 and event.op == op:
+            left_out.add(event.address)
+        elif event.address in left_out:
+            left_out.remove(event.address)
+        else:
+            total += event.size_bytes
+            events.append(replace(event, total_bytes=total))
+        states.append(len(events))
+    return AllocationLog(events, {mark: states[state] for mark, state in log.marks.items()})

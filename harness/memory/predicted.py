@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
 from harness.memory.log import AllocationLog, Event
 from harness.memory.observer import address_of
-from harness.memory.scratch import CUDNN, ONEDNN, RESULTS
+from harness.memory.scratch import BY_CUDNN, BY_ONEDNN, CUDNN, FIRST, RESULTS
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -83,12 +83,12 @@ class ShapeRecorder(TorchDispatchMode):
             return args[0]
         known = RULES.get(func) if on_meta else None
         result = func(*args, **kwargs) if known is None else known(self, *args, **kwargs)
-        scratch = CUDNN if self._cuda else ONEDNN
+        scratch = BY_CUDNN if self._cuda else BY_ONEDNN
         for size in scratch[func](*args, **kwargs) if on_meta and func in scratch else (RESULTS,):
-            if size == RESULTS:
-                self._returned(name, (args, kwargs), result)
+            if isinstance(size, int):
+                self._change(CUDNN if self._cuda else name, size)
             else:
-                self._change(name, size)
+                self._returned(name, (args, kwargs), result[0] if size == FIRST else result)
         if self._cuda and on_meta and multiplies(name):
             self._multiplies()
         return result

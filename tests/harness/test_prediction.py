@@ -13,6 +13,7 @@ from harness.errors import UsageError
 from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.recorder import LogRecorder
+from harness.memory.scratch import CUDNN
 from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
 from harness.spec import RunSpec
@@ -191,16 +192,61 @@ def test_on_cuda_blocks_are_rounded_segments_reserved_and_the_library_keeps_a_wo
     assert footprint.at_peak["rounding"] > 0
     assert footprint.workspace_at_peak["cuBLAS workspace"] == 2 * 8_519_680
     assert footprint.on_host == {"replay": 8 * 15}, "FDR's task numbers are read on the host"
-    assert "reserved by the caching allocator" in measure_table(result)
+    assert "the caching allocator would reserve" in measure_table(result)
+    assert footprint.without_cudnn_bytes is not None
+    assert footprint.without_cudnn_bytes <= footprint.peak_bytes
+    assert measure_json(result)["without_cudnn_bytes"] == footprint.without_cudnn_bytes
+    assert "the peak without: " in measure_table(result), "whoever reads the peak reads this too"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "forward", "backward"),
+    [
+        # the weight transformed for 3x3 tiles; for 4x4 tiles beside the maps, of which 8x8 pixels have 4
+        (3, 1, 16 * 8 * 25, [16 * 8 * 25, 36 * (16 * 8 + 2 * 4 * (16 + 8))]),
+        (3, 2, 16 * 8 * 9, [16 * 8 * 9]),
+        (1, 1, 16 * 8, [16 * 8]),
+    ],
+)
+def test_cudnn_is_predicted_to_take_transforms_for_winograd_and_copies_of_weights_for_the_rest(
+    kernel: int, stride: int, forward: int, backward: list[int]
+) -> None:
+    images, weight = torch.randn(2, 8, 8, 8, device="meta"), torch.randn(16, 8, kernel, kernel, device="meta")
+    recorder = ShapeRecorder("cuda")
+    recorder.start()
+    out = torch.conv2d(images, weight, None, stride, kernel // 2)
+    middle = recorder.mark()
+    how = [stride, stride], [kernel // 2, kernel // 2], [1, 1], False, [0, 0], 1
+    kept = torch.ops.aten.convolution_backward(out, images, weight, None, *how, [True, True, False])
+    log = recorder.stop()
+    taken = [event.size_bytes // 4 for event in log.events if event.op == CUDNN and event.size_bytes > 0]
+    assert taken == [forward, *backward]
+    assert [event.size_bytes for event in log.events[log.marks[middle] :] if event.op != CUDNN] == [
+        images.nbytes,
+        weight.nbytes,
+    ]
+    assert len(kept) == 3
+
+
+def test_grouped_convolutions_and_other_types_are_not_taken_for_winograd() -> None:
+    for groups, dtype in ((2, torch.float32), (1, torch.float64)):
+        images = torch.randn(2, 8, 8, 8, device="meta", dtype=dtype)
+        weight = torch.randn(16, 8 // groups, 3, 3, device="meta", dtype=dtype)
+        recorder = ShapeRecorder("cuda")
+        recorder.start()
+        torch.conv2d(images, weight, None, 1, 1, groups=groups)
+        assert [e.size_bytes for e in recorder.stop().events if e.op == CUDNN and e.size_bytes > 0] == [weight.nbytes]
 
 
 def test_on_cuda_no_run_fits_where_it_may_not_reserve_what_it_needs() -> None:
     wanted = spec("sgd", width=4, target="cuda")
     peak = predict(wanted).footprint
     assert peak is not None
+    assert peak.without_cudnn_bytes is not None
     with pytest.raises(OutOfReservedError):
-        predict(wanted, limit_bytes=peak.peak_bytes - 1)
-    assert predict(wanted, limit_bytes=peak.reserved_bytes).footprint == peak
+        predict(wanted, limit_bytes=peak.without_cudnn_bytes - 1)
+    limited = predict(wanted, limit_bytes=peak.reserved_bytes).footprint
+    assert limited == peak.model_copy(update={"without_cudnn_bytes": None})
 
 
 def test_what_torch_cannot_do_without_a_device_is_refused() -> None:

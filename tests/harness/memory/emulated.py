@@ -7,6 +7,7 @@ this says anything about a GPU.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness import build, worker
+from harness.execution import step
 from harness.execution.monitor import Unwatched
 from harness.job import Job
 from harness.memory.caching import cached
@@ -52,10 +55,10 @@ class EmulatedRecorder(LogRecorder):
 
 
 class EmulatedHistory:
-    """Stands for `harness.memory.cuda.History`."""
+    """Stands for `harness.memory.cuda.History`; a snapshot is the history and the roles that were written into it."""
 
     def __init__(self, device: str, snapshot: Path | None = None) -> None:
-        ANNOTATED.clear()
+        self._snapshot = snapshot
 
     def start(self) -> None: ...
 
@@ -63,6 +66,8 @@ class EmulatedHistory:
         ANNOTATED.append(role)
 
     def stop(self) -> list[dict[str, Any]]:
+        if self._snapshot is not None:
+            self._snapshot.write_text(json.dumps({"device_traces": [TRACE], "roles": sorted(set(ANNOTATED))}))
         return list(TRACE)
 
 
@@ -95,8 +100,23 @@ class EmulatedPeaks(Unwatched):
         return {"requested_bytes": 1, "active_bytes": 2, "reserved_bytes": 3, "retries": 0}
 
 
+def run_out_in(learning: int) -> None:
+    """Let the device run out of memory in the backward of the n-th batch (0-based) that is learnt."""
+    batches = iter(range(learning + 1))
+    backward = step.Execution._backward
+
+    def until_then(self: step.Execution, *arguments: Any) -> None:
+        backward(self, *arguments)
+        if next(batches) == learning:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    step.Execution._backward = until_then  # type: ignore[method-assign]
+
+
 def main() -> None:
-    """Do the job on standard input on the emulated device; print its outcome."""
+    """Do the job on standard input on the emulated device; print its outcome. Argument: when memory runs out."""
+    for number in sys.argv[1:]:
+        run_out_in(int(number))
     worker.LogRecorder = EmulatedRecorder  # type: ignore[misc]
     worker.History = EmulatedHistory  # type: ignore[misc,assignment]
     worker.DevicePeaks = EmulatedPeaks  # type: ignore[misc,assignment]

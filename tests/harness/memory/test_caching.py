@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.memory.caching import MIB, CachingAllocator, OutOfReservedError, cached
+from harness.memory.caching import MIB, CachingAllocator, OutOfReservedError, cached, without
 from harness.memory.log import AllocationLog, Event
 
 
@@ -77,6 +77,34 @@ def test_a_log_keeps_its_places_and_learns_what_blocks_were_given() -> None:
     ]
     assert log.marks == {0: 1, 1: 3}
     assert reserved == 2 * MIB
+
+
+def with_a_workspace(workspace_bytes: int) -> AllocationLog:
+    """A block of 30 MiB, a workspace that comes and goes, and the block goes; a mark after each."""
+    sizes = [(1, 30 * MIB, "aten::add"), (2, workspace_bytes, "scratch"), (2, -workspace_bytes, ""), (1, -30 * MIB, "")]
+    totals = [30 * MIB, 30 * MIB + workspace_bytes, 30 * MIB, 0]
+    events = [
+        Event(number, address, size, total, op)
+        for number, ((address, size, op), total) in enumerate(zip(sizes, totals, strict=True))
+    ]
+    return AllocationLog(events, {number: number for number in range(5)})
+
+
+def test_a_dispensable_request_that_does_not_fit_is_left_out_and_marks_stay_where_they_were() -> None:
+    log = with_a_workspace(20 * MIB)
+    whole, reserved = cached(log, 64 * MIB, dispensable="scratch")
+    assert (len(whole.events), reserved) == (4, 50 * MIB)
+    cut, reserved = cached(log, 40 * MIB, dispensable="scratch")
+    assert [event.size_bytes for event in cut.events] == [30 * MIB, -30 * MIB]
+    assert (cut.marks, reserved) == ({0: 0, 1: 1, 2: 1, 3: 1, 4: 2}, 30 * MIB)
+    with pytest.raises(OutOfReservedError):
+        cached(log, 40 * MIB)
+
+
+def test_a_log_without_an_operation_has_other_totals_and_marks_where_they_were() -> None:
+    rest = without(with_a_workspace(20 * MIB), "scratch")
+    assert [(event.size_bytes, event.total_bytes) for event in rest.events] == [(30 * MIB, 30 * MIB), (-30 * MIB, 0)]
+    assert rest.marks == {0: 0, 1: 1, 2: 1, 3: 1, 4: 2}
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import subprocess
@@ -165,11 +166,12 @@ def test_without_a_snapshot_no_lines_are_recorded(monkeypatch: pytest.MonkeyPatc
     assert asked == [None, None]
 
 
-def emulate(spec: RunSpec, what: str) -> Outcome:
+def emulate(spec: RunSpec, what: str, *runs_out: str, snapshot: Path | None = None) -> Outcome:
     """Do one pass on the emulated device, in a process of its own, as the recorder needs it."""
-    job = Job(spec=spec, what=what).model_dump_json()  # type: ignore[arg-type]
+    kept = None if snapshot is None else str(snapshot)
+    job = Job(spec=spec, what=what, snapshot=kept).model_dump_json()  # type: ignore[arg-type]
     done = subprocess.run(
-        [sys.executable, emulated.__file__],
+        [sys.executable, emulated.__file__, *runs_out],
         input=job,
         capture_output=True,
         text=True,
@@ -196,3 +198,29 @@ def test_a_run_on_an_emulated_device_adds_up_to_the_byte() -> None:
     assert (result.allocator.kind, result.allocator.reserved_bytes) == ("cuda", 3)
     assert sum(result.footprint.at_peak.values()) == result.allocator.peak_bytes
     assert result.footprint.at_peak["rounding"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_runs_out_of_memory_there_keeps_the_phase_and_the_footprint_so_far() -> None:
+    spec = RunSpec(method="sgd", stream="synthetic-cifar10", target="cuda", width=4, batch_size=8, replay_size=8)
+    outcome = emulate(spec, "attribution", "1")
+    assert outcome.status == "oom"
+    assert "in first_step of task 1" in str(outcome.reason)
+    assert outcome.footprint is not None
+    assert sum(outcome.footprint.at_peak.values()) == outcome.footprint.peak_bytes > 0
+    assert outcome.footprint.at_peak["parameters"] > 0
+
+
+@pytest.mark.slow
+def test_a_lean_run_there_adds_up_too_and_its_history_names_roles(tmp_path: Path) -> None:
+    spec = RunSpec(
+        method="er", stream="synthetic-cifar10", target="cuda", width=4, batch_size=8, buffer_size=8, replay_size=8,
+        execution="lean",
+    )  # fmt: skip
+    outcome = emulate(spec, "attribution", snapshot=tmp_path / "er.json")
+    assert (outcome.status, outcome.reason) == ("ok", None)
+    assert outcome.footprint is not None
+    assert sum(outcome.footprint.at_peak.values()) == outcome.footprint.peak_bytes
+    kept = json.loads((tmp_path / "er.json").read_text())
+    assert {"parameters", "module_buffers", "replay"} <= set(kept["roles"])
+    assert kept["device_traces"][0][-1]["action"] == "snapshot"
