@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from harness.build import build
@@ -35,6 +36,19 @@ def test_every_method_learns_from_the_same_batches() -> None:
         streams.add(run.stream.fingerprint)
         learnt.add(seen.hexdigest())
     assert len(streams) == len(learnt) == 1
+
+
+@pytest.mark.parametrize("vectors", ["per_parameter", "flattened"])
+def test_an_implicit_step_of_ewc_takes_the_bytes_of_an_explicit_one(vectors: str) -> None:
+    """At a batch of one, where parameters and not activations make the peak."""
+    shape = {"method": "ewc", "stream": "synthetic-cifar10", "width": 8, "batch_size": 1, "replay_size": 1}
+    config = {"vectors": vectors, "fisher_samples": 2}
+    peaks = {
+        penalty: predicted_peak_bytes(RunSpec(**shape, config={**config, "penalty": penalty}))  # type: ignore[arg-type]
+        for penalty in ("inplace", "implicit", "graph")
+    }
+    assert peaks["inplace"] == peaks["implicit"]
+    assert (peaks["graph"] or 0) > (peaks["inplace"] or 0) > 0
 
 
 def test_peaks_lie_as_the_algorithms_say() -> None:

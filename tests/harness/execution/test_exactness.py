@@ -189,6 +189,13 @@ def test_a_trunk_that_freezes_after_the_first_task_changes_nothing(name: str) ->
     assert max(float((one.double() - other.double()).abs().max()) for one, other in pairs) <= TOLERANCE
 
 
+@pytest.mark.parametrize("technique", ["optimizer_in_backward", "lean"])
+def test_an_implicit_step_is_damped_once_for_each_gradient(technique: str) -> None:
+    """The table has EWC's explicit step; here an adjustment done twice, or to a part, would divide once too often."""
+    plain, lean = (learn("ewc", one, 3, penalty="implicit", strength=1e4) for one in (PLAIN, technique))
+    assert difference("ewc", technique, lean, plain) <= TOLERANCE
+
+
 def table_text() -> str:
     """Return the page that says which technique is exact for which method."""
     found = {(name, technique): outcome(name, technique) for name in NAMES for technique in TECHNIQUES}

@@ -51,7 +51,8 @@ def test_what_would_change_the_computation_is_refused_before_anything_starts(
         check_spec(spec(method, execution))
 
 
-def test_flattened_ewc_refuses_to_step_parameter_by_parameter() -> None:
+@pytest.mark.parametrize("penalty", ["inplace", "implicit"])
+def test_flattened_ewc_refuses_to_step_parameter_by_parameter(penalty: str) -> None:
     with pytest.raises(UsageError, match="need all of them together"):
-        check_spec(spec("ewc", "optimizer_in_backward=true", config={"vectors": "flattened"}))
-    check_spec(spec("ewc", "optimizer_in_backward=true"))
+        check_spec(spec("ewc", "optimizer_in_backward=true", config={"vectors": "flattened", "penalty": penalty}))
+    check_spec(spec("ewc", "optimizer_in_backward=true", config={"penalty": penalty}))
