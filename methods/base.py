@@ -195,7 +195,7 @@ def searched(**values: object) -> dict[str, dict[str, object]]:
     """Return settings for the Fashion-MNIST streams that the equal search of `bench/tuning.toml` found.
 
     Every method had four candidates, one run each on held-out samples of the embedded stream, and those given scored
-    best of the four; EWC had more before, of another kind of step. Every score: `reports/published/tuning.md`.
+    best of the four; EWC had more before, of another kind of step. Every score: `reports/published/tuning/tuning.md`.
     """
     return {"split-fashion-mini": dict(values), "split-fashion-mnist": dict(values)}
 

@@ -19,6 +19,9 @@ SHARE_MARGIN = 0.05
 FEWEST_SEEDS = 3
 """Paired seeds without which two methods are not compared."""
 
+PROCESSOR = ("device", "vectors")
+"""What of an environment says on which processor a run learnt: on another one sums round in another order."""
+
 Found = tuple[str, bool | None]
 """The numbers as text, and whether they are as expected; None where the seeds cannot tell."""
 OUTCOMES = {True: "holds", False: "**does not hold**", None: "not shown"}
@@ -87,17 +90,17 @@ def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
     Runs of one seed share stream and first weights, so differences are taken seed by seed: their mean, and its standard
     error. None where the mean is within two standard errors of zero, and where fewer than three seeds can say.
     """
-    values = [
-        {run.spec.seed: run.metrics[metric] for run in cell.accuracy if metric in run.metrics} for cell in (one, other)
-    ]
-    seeds = sorted(values[0].keys() & values[1].keys())
-    statistic = Statistic.of([values[0][seed] - values[1][seed] for seed in seeds])
-    if statistic is None:
-        return "", None
-    if statistic.deviation is None:
+    first, second = ({run.spec.seed: run for run in cell.accuracy if metric in run.metrics} for cell in (one, other))
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    statistic = Statistic.of([one.metrics[metric] - other.metrics[metric] for one, other in pairs])
+    if statistic is None or statistic.deviation is None:
         return "", None
     error = statistic.deviation / math.sqrt(statistic.n)
-    text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds)"
+    apart = sum(
+        any(one.environment.get(key) != other.environment.get(key) for key in PROCESSOR) for one, other in pairs
+    )
+    where = f", {apart} of them on two processors" if apart else ""
+    text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds{where})"
     shown = statistic.n >= FEWEST_SEEDS and abs(statistic.mean) > 2 * error
     return text, statistic.mean > 0 if shown else None
 

@@ -58,7 +58,7 @@ def test_the_table_shows_every_candidate_and_marks_the_best() -> None:
 
 
 def test_every_methods_tuned_values_are_a_candidate_of_the_published_search_as_good_as_its_best() -> None:
-    text = (SEARCH.parents[1] / "reports" / "published" / "tuning.md").read_text(encoding="utf-8")
+    text = (SEARCH.parents[1] / "reports" / "published" / "tuning" / "tuning.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     scores: dict[str, dict[frozenset[str], float]] = {}
     for method, candidate, *_, found in rows[2:]:

@@ -53,6 +53,14 @@ def test_methods_are_compared_seed_by_seed(
     assert shown in found
 
 
+def test_pairs_that_learnt_on_two_processors_are_counted(accuracy_run: MakeRun) -> None:
+    runs = [accuracy_run(name, seed, None, matrix(0.5, 0.9)) for name in ("sgd", "ewc") for seed in (0, 1, 2)]
+    for run in runs[1:4]:  # sgd's seeds 1 and 2, ewc's seed 0
+        run.environment["vectors"] = "AVX512"
+    (found,) = [line for line in expectations_table(*sections(runs)).splitlines() if "ewc above" in line]
+    assert "over 3 seeds, 3 of them on two processors)" in found
+
+
 @pytest.mark.parametrize(("lightcl", "outcome"), [(0.9, "holds"), (0.2, "**does not hold**")])
 def test_a_regulariser_must_forget_less_than_its_control(accuracy_run: MakeRun, lightcl: float, outcome: str) -> None:
     lasts = {"lightcl": lightcl, "tail-sgd": 0.5}
