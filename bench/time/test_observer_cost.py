@@ -25,7 +25,7 @@ from harness.spec import RunSpec
 from harness.training import Progress, short_schedule, train
 
 run, progress = build(RunSpec.model_validate_json(sys.stdin.read()), Unwatched()), Progress()
-train(run.method, run.stream, run.execution, short_schedule(run.method), Unwatched(), progress)
+train(run, short_schedule(run.method), Unwatched(), progress)
 print(progress.seconds["step"], progress.steps)
 """
 """The schedule, loop and clock of the attribution pass, with nobody looking on."""
