@@ -17,6 +17,7 @@ from bench.commands.listing import list_
 from bench.commands.measure import measure
 from bench.commands.predict import predict
 from bench.commands.pretrain import pretrain
+from bench.commands.probe import probe
 from bench.commands.report import report
 from bench.commands.run import run
 from harness.errors import ClmemError, UsageError
@@ -35,7 +36,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, predict, fit, report, claims, pretrain):
+for command in (run, measure, predict, fit, report, claims, pretrain, probe):
     app.command()(command)
 app.command(name="list")(list_)
 

@@ -24,7 +24,7 @@ Differs from the paper / the released code in:
   first batch, so no image outlives its task, and no image of an old task is ever seen again.
 - `keep_ratio` .15 of 512 channels keeps 78, not 77: the released threshold lets its own channel in, and so do we.
 - a task's channels are scored on its first batch of the first epoch, in eval mode; the paper says one batch.
-- the paper's learning plasticity and memory stability are defined nowhere, and not measured here.
+- the paper's learning plasticity and memory stability are defined nowhere; `clmem probe` measures our own.
 - weights are not pretrained unless they are loaded: `trunk=first_task` lets task 0 train everything.
 - sparsity is another method, `lightcl-sparse`.
 

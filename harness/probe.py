@@ -1,0 +1,111 @@
+"""Our own probe of how much a network's layers can learn and how much they change, boundary by boundary.
+
+LightCL (arXiv 2407.10545) freezes layers by two metrics, learning plasticity and memory stability, that are defined
+nowhere we could find. Ours, for a boundary l:
+
+    plasticity_l = accuracy on new tasks with everything before l frozen / the same with nothing frozen
+    stability_l  = 1 - ||F_l(M) after - F_l(M) before|| / ||F_l(M) before||
+
+The accuracy is task-IL on a task when it has just been learnt. F_l are the maps that arrive at l in eval mode, M images
+of the tasks learnt before, after and before a further one is learnt with nothing frozen. Both are means over all tasks
+but the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from harness.build import Run, build
+from harness.execution.monitor import Unwatched
+from harness.spec import NOWHERE, RunSpec, Sources
+from harness.training import Progress, Schedule, train
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was found at a boundary. accuracy: a fraction, on new tasks with everything before it frozen."""
+
+    boundary: str
+    accuracy: float
+    plasticity: float
+    stability: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """accuracy: a fraction, on new tasks with nothing frozen. tasks: how many were new."""
+
+    accuracy: float
+    tasks: int
+    layers: list[Layer]
+
+
+class _Stability(Unwatched):
+    """Compares the maps at each boundary before and after every task but the first. found: per boundary and task."""
+
+    def __init__(self, boundaries: Sequence[str]) -> None:
+        self.run: Run | None = None
+        self.found: dict[str, list[float]] = {boundary: [] for boundary in boundaries}
+        self._before: dict[str, Tensor] = {}
+
+    @contextmanager
+    def phase(self, name: str, task: int) -> Iterator[None]:
+        """Look before a task begins and once it has been learnt."""
+        if name == "before_task" and task:
+            self._before = self._maps(task)
+        yield
+        if name == "after_task" and task:
+            for boundary, after in self._maps(task).items():
+                before = self._before[boundary]
+                self.found[boundary].append(1 - float((after - before).norm() / before.norm()))
+
+    def _maps(self, seen: int) -> dict[str, Tensor]:
+        """Return what arrives at each boundary of one batch of test images of every task seen."""
+        assert self.run is not None
+        network, stream = self.run.method.network, self.run.stream
+        images = torch.cat([next(iter(stream.test_batches(task, limit=1)))[0] for task in range(seen)])
+        learning = network.training
+        network.eval()
+        with torch.no_grad():
+            maps = {boundary: network.run(images, stop=boundary) for boundary in self.found}
+        network.train(learning)
+        return maps
+
+
+def probe(
+    whole: RunSpec,
+    frozen: Mapping[str, RunSpec],
+    sources: Sources = NOWHERE,
+    report: Callable[[str, Progress], None] = lambda what, progress: None,
+) -> Probe:
+    """Learn the whole network, then with everything before each boundary frozen, and compare.
+
+    frozen: the run by boundary; all else should be as in `whole`. report: told which of them is under way. Raises
+    UsageError for a boundary that the network lacks, DivergedError when a loss is no number any more.
+    """
+    stability = _Stability(list(frozen))
+    reference = _new_task_accuracy(whole, sources, stability, lambda progress: report("nothing frozen", progress))
+    layers = []
+    for boundary, spec in frozen.items():
+        told = lambda progress, boundary=boundary: report(f"frozen before {boundary}", progress)  # noqa: E731
+        accuracy = _new_task_accuracy(spec, sources, Unwatched(), told)
+        layers.append(Layer(boundary, accuracy, accuracy / reference, fmean(stability.found[boundary])))
+    return Probe(reference, len(next(iter(stability.found.values()))), layers)
+
+
+def _new_task_accuracy(
+    spec: RunSpec, sources: Sources, monitor: Unwatched, report: Callable[[Progress], None]
+) -> float:
+    run = build(spec, monitor, sources)
+    if isinstance(monitor, _Stability):
+        monitor.run = run
+    learnt = train(run, Schedule(), monitor, Progress(), report).task_il
+    assert learnt is not None
+    accuracies = [learnt[task][task] for task in range(1, len(learnt))]
+    return fmean(value for value in accuracies if value is not None)
