@@ -1,22 +1,24 @@
 """The largest batch, or the largest image, that a method learns with inside a budget: by prediction.
 
 Memory grows all but linearly with the batch and with the area of the images, so a straight line through two predictions
-says where to look next; every answer is a prediction that fits beside the next one that does not.
+says where to look next, and where both took the same blocks in the same order, so does what the allocator makes of
+blocks on that line. Every answer is a prediction that fits beside the next one that does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from harness.budgets import Budget, budget
 from harness.checks import check_spec
 from harness.errors import ClmemError, UsageError
 from harness.job import Job
-from harness.memory.caching import OutOfReservedError
-from harness.prediction import predict
+from harness.memory.caching import OutOfReservedError, between, cached
+from harness.memory.log import AllocationLog
+from harness.memory.scratch import CUDNN
+from harness.prediction import Recorded, predict, record, result_of
 from harness.processes import Workers
 from harness.registry import method_class
 from harness.spec import NOWHERE, RunSpec, Sources
@@ -32,6 +34,8 @@ LARGEST_IN_SLICES = 128
 FIRST = {"batch": (16, 32), "side": (32, 64)}
 """The sizes through whose predictions a straight line is laid."""
 TIMEOUT_S = 300
+LOOK_AHEAD = 8
+"""Numbers behind one that fits among which a larger one may fit again."""
 SIDE_STEP = 8
 """Images grow by as many pixels: the network halves them three times."""
 
@@ -89,13 +93,17 @@ def fit(
     own = own_process_bytes(spec, sources) if on_cpu else 0
     step = 1 if axis == "batch" else SIDE_STEP
     tried: dict[int, Point] = {}
+    logs: dict[int, AllocationLog] = {}
 
     def at(number: int) -> Point:
         size = number * step
         if number not in tried:
             wanted = sized(spec, axis, size)
             check_spec(wanted, sources, here=False)
-            tried[number] = _point(wanted, size, sources, None if on_cpu else limit, own)
+            recorded = record(wanted, sources)
+            if not on_cpu and len(logs) < 2:
+                logs[number] = recorded.log
+            tried[number] = _point(wanted, recorded, size, None if on_cpu else limit, own)
             on_point(tried[number])
         return tried[number]
 
@@ -109,8 +117,12 @@ def fit(
     if large > most:
         small, large = max(1, most // 2), most
     first = [number for number in (small, large) if at(number).fits(limit)]
-    crossing = partial(_crossing, tried, limit, own, area=axis == "side")
     bad = min((number for number in tried if number not in first), default=most + 1)
+    simulated = _simulated(logs, limit, bad, area=axis == "side") if len(logs) == len(first) == 2 else None
+
+    def crossing() -> int | None:
+        return simulated or _crossing(tried, limit, own, area=axis == "side")
+
     good = _search(lambda number: at(number).fits(limit), crossing, max(first, default=0), bad)
     return Fit(
         spec=spec,
@@ -165,6 +177,32 @@ def _crossing(tried: Mapping[int, Point], limit: int, own: int, *, area: bool) -
     return int(max(high + (room - more[which]) * (high - low) / rise, 0) ** (1 / power))
 
 
+def _simulated(logs: Mapping[int, AllocationLog], limit: int, bad: int, *, area: bool) -> int | None:
+    """Return the largest number below `bad` whose blocks CUDA's allocator could serve, taken to lie on a line.
+
+    Near the limit what fits depends on how blocks lie: some numbers behind the first that does not fit are tried too.
+    logs: those of two numbers that fit. None where they did not take the same blocks in the same order.
+    """
+    power = 2 if area else 1
+    (low, one), (high, other) = sorted(logs.items())
+
+    def fits(number: int) -> bool:
+        log = between(one, other, (number**power - low**power) / (high**power - low**power))
+        assert log is not None
+        try:
+            cached(log, limit, dispensable=CUDNN)
+        except OutOfReservedError:
+            return False
+        return True
+
+    if between(one, other, 0.5) is None:
+        return None
+    found = _search(fits, lambda: None, high, bad)
+    return max(
+        number for number in range(found, min(found + LOOK_AHEAD, bad - 1) + 1) if number == found or fits(number)
+    )
+
+
 def _search(fits: Callable[[int], bool], crossing: Callable[[], int | None], good: int, bad: int) -> int:
     """Return the largest number that fits, known to lie from `good` on and below `bad`.
 
@@ -186,9 +224,9 @@ def _search(fits: Callable[[int], bool], crossing: Callable[[], int | None], goo
     return good
 
 
-def _point(spec: RunSpec, size: int, sources: Sources, limit: int | None, own: int) -> Point:
+def _point(spec: RunSpec, recorded: Recorded, size: int, limit: int | None, own: int) -> Point:
     try:
-        footprint = predict(spec, sources, limit).footprint
+        footprint = result_of(spec, recorded, limit).footprint
     except OutOfReservedError:
         return Point(size, None, None)
     assert footprint is not None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from harness.build import build
+from harness.build import Run, build
 from harness.environment import environment
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
 from harness.memory.caching import cached, without
-from harness.memory.ledger import join, undeclared_sentence
+from harness.memory.ledger import Records, join, undeclared_sentence
+from harness.memory.log import AllocationLog
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.scratch import CUDNN
@@ -25,15 +27,30 @@ from harness.techniques import PLAIN, techniques
 from harness.training import Progress, short_schedule, train
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it."""
+
+    run: Run
+    log: AllocationLog
+    records: Records
+
+
 def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None = None) -> RunResult:
     """Return the footprint of a run's short schedule as predicted: the same phases and roles as `measure` finds.
 
-    Shapes decide memory, so the method takes its steps on tensors without values. How many weights a mask leaves open
-    is taken from the method's `sparsity`. On CUDA the requests are served as the caching allocator serves them;
-    limit_bytes: what it may reserve. Workspaces of cuDNN that do not fit are left out, for torch asks it for another
-    algorithm then; for anything else OutOfReservedError is raised. Raises UsageError for
-    what cannot be predicted. As in a measurement, LedgerError is raised where roles do not add up, and ClmemError for
-    undeclared state.
+    On CUDA the requests are served as the caching allocator serves them; limit_bytes: what it may reserve. Workspaces
+    of cuDNN that do not fit are left out, for torch asks it for another algorithm then; for anything else
+    OutOfReservedError is raised. Raises UsageError for what cannot be predicted. As in a measurement, LedgerError is
+    raised where roles do not add up, and ClmemError for undeclared state.
+    """
+    return result_of(spec, record(spec, sources), limit_bytes)
+
+
+def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
+    """Take a run's short schedule on tensors without values; shapes decide memory. Raises as `predict` does.
+
+    How many weights a mask leaves open is taken from the method's `sparsity`.
     """
     kept, kind = None, allocator_of(spec.target)
     chosen = techniques(spec.execution, method_class(spec.method).lean)
@@ -65,13 +82,19 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
+    return Recorded(run, log, observer.records)
+
+
+def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None) -> RunResult:
+    """Return what a recorded schedule comes to, as `predict` does."""
+    run, log = recorded.run, recorded.log
     on_cuda: dict[str, int] = {}
-    if kind == "cuda":
+    if allocator_of(spec.target) == "cuda":
         if limit_bytes is None:
             others, _ = cached(without(log, CUDNN))
             on_cuda["without_cudnn_bytes"] = max(event.total_bytes for event in others.events)
         log, on_cuda["reserved_bytes"] = cached(log, limit_bytes, dispensable=CUDNN)
-    ledger = join(log, observer.records)
+    ledger = join(log, recorded.records)
     if ledger.undeclared:
         raise ClmemError(f"predicted: {undeclared_sentence(spec.method, ledger.undeclared)}")
     target = f"{PREDICTED}{spec.target}"

@@ -166,6 +166,27 @@ def cached(
     return AllocationLog(events, marks), allocator.reserved_peak_bytes
 
 
+def between(low: AllocationLog, high: AllocationLog, share: float) -> AllocationLog | None:
+    """Return a log whose every size lies between those of two, or beyond them, as the share says: 0 is low, 1 is high.
+
+    None where the two are not the same events in the same order.
+    """
+    if len(low.events) != len(high.events):
+        return None
+    twins: dict[int, int] = {}
+    events: list[Event] = []
+    total = 0
+    for event, other in zip(low.events, high.events, strict=True):
+        size, larger = event.size_bytes, other.size_bytes
+        twin = twins.setdefault(event.address, other.address) if size > 0 else twins.pop(event.address, None)
+        if twin != other.address or event.op != other.op or (size > 0) != (larger > 0):
+            return None
+        size = round(size + share * (larger - size))
+        total += size
+        events.append(replace(event, size_bytes=size, total_bytes=total))
+    return AllocationLog(events, low.marks)
+
+
 def without(log: AllocationLog, op: str) -> AllocationLog:
     """Return a log without the blocks that an operation asked for."""
     left_out: set[int] = set()

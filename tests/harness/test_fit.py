@@ -59,15 +59,21 @@ PER_SAMPLE, WEIGHTS = 100_000, 5_000_000
 def affine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a straight line where a prediction takes a second; one test asks the prediction itself."""
 
-    def predicted(spec: RunSpec, sources: Any = None, limit_bytes: int | None = None) -> Any:
-        side = int(spec.stream.removeprefix("synthetic-").removesuffix("px")) if spec.stream.endswith("px") else 32
-        peak = WEIGHTS + PER_SAMPLE * spec.batch_size * side**2 // 1024
+    def side_of(spec: RunSpec) -> int:
+        return int(spec.stream.removeprefix("synthetic-").removesuffix("px")) if spec.stream.endswith("px") else 32
+
+    def record(spec: RunSpec, sources: Any = None) -> Any:
+        return SimpleNamespace(log=SimpleNamespace(events=range(spec.batch_size + side_of(spec))))  # no two are alike
+
+    def result_of(spec: RunSpec, recorded: Any, limit_bytes: int | None = None) -> Any:
+        peak = WEIGHTS + PER_SAMPLE * spec.batch_size * side_of(spec) ** 2 // 1024
         if limit_bytes is not None and peak > limit_bytes:
             raise OutOfReservedError("full")
         reserved = None if spec.target == "cpu" else peak + 1
         return SimpleNamespace(footprint=SimpleNamespace(peak_bytes=peak, reserved_bytes=reserved))
 
-    monkeypatch.setattr(fitting, "predict", predicted)
+    monkeypatch.setattr(fitting, "record", record)
+    monkeypatch.setattr(fitting, "result_of", result_of)
 
 
 def test_the_answer_fits_and_the_next_does_not() -> None:
@@ -76,6 +82,7 @@ def test_the_answer_fits_and_the_next_does_not() -> None:
     tried = {point.size: point.fits(found.limit_bytes) for point in found.points}
     assert tried[found.largest.size]
     assert not tried[found.largest.size + 1]
+    assert len(tried) <= 6, "two logs say where to look"
     again = predict(spec(batch_size=found.largest.size)).footprint
     assert again is not None
     assert again.peak_bytes == found.largest.peak_bytes <= 60 * MIB

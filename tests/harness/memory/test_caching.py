@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.memory.caching import MIB, CachingAllocator, OutOfReservedError, cached, without
+from harness.memory.caching import MIB, CachingAllocator, OutOfReservedError, between, cached, without
 from harness.memory.log import AllocationLog, Event
 
 
@@ -105,6 +107,26 @@ def test_a_log_without_an_operation_has_other_totals_and_marks_where_they_were()
     rest = without(with_a_workspace(20 * MIB), "scratch")
     assert [(event.size_bytes, event.total_bytes) for event in rest.events] == [(30 * MIB, 30 * MIB), (-30 * MIB, 0)]
     assert rest.marks == {0: 0, 1: 1, 2: 1, 3: 1, 4: 2}
+
+
+def test_a_log_between_two_lies_on_the_line_through_them_and_keeps_their_marks() -> None:
+    low, high = with_a_workspace(4 * MIB), with_a_workspace(12 * MIB)
+    for share, workspace_mib in ((0.0, 4), (0.5, 8), (1.0, 12), (3.0, 28)):
+        found = between(low, high, share)
+        assert found is not None
+        assert found.events == with_a_workspace(workspace_mib * MIB).events
+        assert found.marks == low.marks
+
+
+def test_logs_that_are_not_the_same_events_have_no_line_between_them() -> None:
+    log = with_a_workspace(4 * MIB)
+    events = log.events
+    for other in (
+        AllocationLog(events[:2], log.marks),
+        AllocationLog([events[0], replace(events[1], op="aten::mul"), *events[2:]], log.marks),
+        AllocationLog([events[0], events[1], events[3], events[2]], log.marks),
+    ):
+        assert between(log, other, 0.5) is None
 
 
 @settings(max_examples=60, deadline=None)
