@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.build import Run, build
 from harness.execution.monitor import Unwatched
 from harness.spec import NOWHERE, RunSpec, Sources
-from harness.training import Progress, Schedule, train
+from harness.training import Progress, Schedule, task_accuracy, train
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,16 @@ class Probe:
     layers: list[Layer]
 
 
-class _Stability(Unwatched):
-    """Compares the maps at each boundary before and after every task but the first. found: per boundary and task."""
+class _Look(Unwatched):
+    """Evaluates every task but the first when it was learnt, and compares the maps at boundaries before and after it.
 
-    def __init__(self, boundaries: Sequence[str]) -> None:
+    accuracies: fractions, task-IL, by task. stability: by boundary and task.
+    """
+
+    def __init__(self, boundaries: Sequence[str] = ()) -> None:
         self.run: Run | None = None
-        self.found: dict[str, list[float]] = {boundary: [] for boundary in boundaries}
-        self._before: dict[str, Tensor] = {}
+        self.accuracies: list[float] = []
+        self.stability: dict[str, list[float]] = {boundary: [] for boundary in boundaries}
 
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:
@@ -61,9 +64,11 @@ class _Stability(Unwatched):
             self._before = self._maps(task)
         yield
         if name == "after_task" and task:
+            assert self.run is not None
+            self.accuracies.append(task_accuracy(self.run.method, self.run.stream, self, task, task + 1, None)[1])
             for boundary, after in self._maps(task).items():
                 before = self._before[boundary]
-                self.found[boundary].append(1 - float((after - before).norm() / before.norm()))
+                self.stability[boundary].append(1 - float((after - before).norm() / before.norm()))
 
     def _maps(self, seen: int) -> dict[str, Tensor]:
         """Return what arrives at each boundary of one batch of test images of every task seen."""
@@ -73,7 +78,7 @@ class _Stability(Unwatched):
         learning = network.training
         network.eval()
         with torch.no_grad():
-            maps = {boundary: network.run(images, stop=boundary) for boundary in self.found}
+            maps = {boundary: network.run(images, stop=boundary) for boundary in self.stability}
         network.train(learning)
         return maps
 
@@ -89,23 +94,17 @@ def probe(
     frozen: the run by boundary; all else should be as in `whole`. report: told which of them is under way. Raises
     UsageError for a boundary that the network lacks, DivergedError when a loss is no number any more.
     """
-    stability = _Stability(list(frozen))
-    reference = _new_task_accuracy(whole, sources, stability, lambda progress: report("nothing frozen", progress))
+    reference = _learn(whole, sources, _Look(list(frozen)), lambda progress: report("nothing frozen", progress))
+    accuracy = fmean(reference.accuracies)
     layers = []
     for boundary, spec in frozen.items():
         told = lambda progress, boundary=boundary: report(f"frozen before {boundary}", progress)  # noqa: E731
-        accuracy = _new_task_accuracy(spec, sources, Unwatched(), told)
-        layers.append(Layer(boundary, accuracy, accuracy / reference, fmean(stability.found[boundary])))
-    return Probe(reference, len(next(iter(stability.found.values()))), layers)
+        found = fmean(_learn(spec, sources, _Look(), told).accuracies)
+        layers.append(Layer(boundary, found, found / accuracy, fmean(reference.stability[boundary])))
+    return Probe(accuracy, len(reference.accuracies), layers)
 
 
-def _new_task_accuracy(
-    spec: RunSpec, sources: Sources, monitor: Unwatched, report: Callable[[Progress], None]
-) -> float:
-    run = build(spec, monitor, sources)
-    if isinstance(monitor, _Stability):
-        monitor.run = run
-    learnt = train(run, Schedule(), monitor, Progress(), report).task_il
-    assert learnt is not None
-    accuracies = [learnt[task][task] for task in range(1, len(learnt))]
-    return fmean(value for value in accuracies if value is not None)
+def _learn(spec: RunSpec, sources: Sources, look: _Look, report: Callable[[Progress], None]) -> _Look:
+    look.run = build(spec, look, sources)
+    train(look.run, Schedule(evaluation_batches=1, evaluate_all=False), look, Progress(), report)
+    return look

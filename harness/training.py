@@ -100,7 +100,7 @@ def train(
         class_il: list[float | None] = [None] * stream.num_tasks
         task_il: list[float | None] = [None] * stream.num_tasks
         for i in tasks:
-            class_accuracy, task_il[i] = _task_accuracy(method, stream, monitor, i, seen, schedule.evaluation_batches)
+            class_accuracy, task_il[i] = task_accuracy(method, stream, monitor, i, seen, schedule.evaluation_batches)
             class_il[i] = class_accuracy if i < seen else None  # a class not yet seen cannot be predicted
         return class_il, task_il
 
@@ -156,7 +156,7 @@ def train(
     )
 
 
-def _task_accuracy(
+def task_accuracy(
     method: Method, stream: TaskStream, monitor: Monitor, task: int, seen: int, batches: int | None
 ) -> tuple[float, float]:
     """Return (class-IL, task-IL) accuracy on one task's test samples, from the same forward.
