@@ -137,6 +137,7 @@ def cached(
     """
     allocator = CachingAllocator(limit_bytes)
     address_of: dict[int, int] = {}
+    left_out: set[int] = set()
     events: list[Event] = []
     states = [0]
     for event in log.events:
@@ -146,13 +147,15 @@ def cached(
             except OutOfReservedError:
                 if event.op != dispensable:
                     raise
+                left_out.add(event.address)
                 states.append(len(events))
                 continue
-        elif event.address in address_of:
-            size = -allocator.release(address_of.pop(event.address))
-        else:  # of what was left out
+        elif event.address in left_out:
+            left_out.remove(event.address)
             states.append(len(events))
             continue
+        else:
+            size = -allocator.release(address_of.pop(event.address))
         events.append(
             replace(
                 event,
