@@ -28,7 +28,7 @@ def probe(
     steps: Annotated[
         int | None, typer.Option("--steps-per-task", min=1, help="At most so many batches per task and epoch.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="SGD's learning rate (default: sgd's on the stream).")] = None,
+    lr: Annotated[float | None, typer.Option(help="SGD's learning rate (default: sgd's on the stream).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the batches.")] = 0,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -48,7 +48,7 @@ def probe(
     from harness.registry import method_config
     from reports.probes import probe_json, probe_table
 
-    rate = lr or method_config(spec("sgd")).model_dump()["lr"]
+    rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr
     whole = spec("sgd", lr=rate)
     frozen = {name: spec("tail-sgd", lr=rate, boundary=name) for name in dict.fromkeys(boundary or BOUNDARIES)}
     with Console(stderr=True).status("probing") as status:
