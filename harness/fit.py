@@ -80,6 +80,8 @@ def fit(
 ) -> Fit:
     """Return the largest batch or image side of a run that stays within its budget, all else as the spec says.
 
+    Near CUDA's limit it is how blocks lie that decides, so beyond the first size that does not fit a larger one may: a
+    few are looked at, where that can be told from two predictions.
     A replay method replays as many samples as the spec says, at any batch. Raises UsageError for a spec without a
     budget or without the images to vary, and for what cannot be predicted.
     """
@@ -185,6 +187,8 @@ def _simulated(logs: Mapping[int, AllocationLog], limit: int, bad: int, *, area:
     """
     power = 2 if area else 1
     (low, one), (high, other) = sorted(logs.items())
+    if between(one, other, 0.5) is None:
+        return None
 
     def fits(number: int) -> bool:
         log = between(one, other, (number**power - low**power) / (high**power - low**power))
@@ -195,8 +199,6 @@ def _simulated(logs: Mapping[int, AllocationLog], limit: int, bad: int, *, area:
             return False
         return True
 
-    if between(one, other, 0.5) is None:
-        return None
     found = _search(fits, lambda: None, high, bad)
     return max(
         number for number in range(found, min(found + LOOK_AHEAD, bad - 1) + 1) if number == found or fits(number)

@@ -8,7 +8,7 @@ nowhere we could find. Ours, for a boundary l:
 
 The accuracy is task-IL on a task when it has just been learnt. F_l are the maps that arrive at l in eval mode, M images
 of the tasks learnt before, after and before a further one is learnt with nothing frozen. Both are means over all tasks
-but the first.
+but the first, in which everything learns. Plasticity may exceed 1; stability is at most 1 and may be negative.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from harness.build import Run, build
+from harness.checks import check_spec
+from harness.errors import UsageError
 from harness.execution.monitor import Unwatched
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.training import Progress, Schedule, task_accuracy, train
@@ -29,12 +32,15 @@ from harness.training import Progress, Schedule, task_accuracy, train
 
 @dataclass(frozen=True)
 class Layer:
-    """What was found at a boundary. accuracy: a fraction, on new tasks with everything before it frozen."""
+    """What was found at a boundary. accuracy: a fraction, on new tasks with everything before it frozen.
+
+    A ratio is None where it would be over nothing: no accuracy at all, or maps of zeros.
+    """
 
     boundary: str
     accuracy: float
-    plasticity: float
-    stability: float
+    plasticity: float | None
+    stability: float | None
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,23 @@ def probe(
     """Learn the whole network, then with everything before each boundary frozen, and compare.
 
     frozen: the run by boundary; all else should be as in `whole`. report: told which of them is under way. Raises
-    UsageError for a boundary that the network lacks, DivergedError when a loss is no number any more.
+    UsageError for a stream of a single task and for what else cannot be run, DivergedError when a loss is no number any
+    more.
     """
+    for spec in (whole, *frozen.values()):
+        check_spec(spec, sources)
     reference = _learn(whole, sources, _Look(list(frozen)), lambda progress: report("nothing frozen", progress))
+    if not reference.accuracies:
+        raise UsageError(f"{whole.stream!r} has a single task, and a probe compares new tasks; give a stream of more")
     accuracy = fmean(reference.accuracies)
     layers = []
     for boundary, spec in frozen.items():
         told = lambda progress, boundary=boundary: report(f"frozen before {boundary}", progress)  # noqa: E731
         found = fmean(_learn(spec, sources, _Look(), told).accuracies)
-        layers.append(Layer(boundary, found, found / accuracy, fmean(reference.stability[boundary])))
+        stability = fmean(reference.stability[boundary])
+        layers.append(
+            Layer(boundary, found, found / accuracy if accuracy else None, stability if isfinite(stability) else None)
+        )
     return Probe(accuracy, len(reference.accuracies), layers)
 
 

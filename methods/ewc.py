@@ -146,7 +146,7 @@ class EWC(Method):
         elif self.config.penalty != "graph" and self.fisher:
             drift = parameters_to_vector(parameter.detach() for parameter in parameters.values())
             drift.sub_(self.anchor[ALL]).mul_(self.fisher[ALL])
-            gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]  # all have
             torch._foreach_add_(gradients, self._by_parameter({ALL: drift}), alpha=2 * self.config.strength)
             if self.config.penalty == "implicit":
                 torch._foreach_div_(gradients, self._by_parameter({ALL: self._damping(self.fisher[ALL], out=drift)}))

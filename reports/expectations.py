@@ -87,17 +87,18 @@ def _best(joint: Cell, section: Section, metric: str) -> Found | None:
 def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
     """Return by how much the one's metric is larger, as text, and whether it is.
 
-    Runs of one seed share stream and first weights, so differences are taken seed by seed: their mean, and its standard
-    error. None where the mean is within two standard errors of zero, and where fewer than three seeds can say.
+    Runs of one seed share stream and first weights, so differences are taken seed by seed: their mean, its standard
+    error, and how many pairs learnt on two processors. None where the mean is within two standard errors of zero, and
+    where fewer than three seeds can say.
     """
     first, second = ({run.spec.seed: run for run in cell.accuracy if metric in run.metrics} for cell in (one, other))
     pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-    statistic = Statistic.of([one.metrics[metric] - other.metrics[metric] for one, other in pairs])
+    statistic = Statistic.of([mine.metrics[metric] - theirs.metrics[metric] for mine, theirs in pairs])
     if statistic is None or statistic.deviation is None:
         return "", None
     error = statistic.deviation / math.sqrt(statistic.n)
     apart = sum(
-        any(one.environment.get(key) != other.environment.get(key) for key in PROCESSOR) for one, other in pairs
+        any(mine.environment.get(key) != theirs.environment.get(key) for key in PROCESSOR) for mine, theirs in pairs
     )
     where = f", {apart} of them on two processors" if apart else ""
     text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds{where})"

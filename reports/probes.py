@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reports.terminal import text_table, wrap
-from reports.units import plural
+from reports.units import UNDEFINED, plural
 
 if TYPE_CHECKING:
     from harness.probe import Probe
@@ -24,7 +24,7 @@ def probe_table(found: Probe, spec: RunSpec) -> str:
     weights = "" if spec.weights is None else f", from {spec.weights}"
     rows = [["(nothing)", f"{100 * found.accuracy:.1f}", "1.000", ""]]
     rows += [
-        [layer.boundary, f"{100 * layer.accuracy:.1f}", f"{layer.plasticity:.3f}", f"{layer.stability:.3f}"]
+        [layer.boundary, f"{100 * layer.accuracy:.1f}", _ratio(layer.plasticity), _ratio(layer.stability)]
         for layer in found.layers
     ]
     lines = [
@@ -41,6 +41,10 @@ def probe_table(found: Probe, spec: RunSpec) -> str:
         wrap(DEFINED),
     ]
     return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3f}"
 
 
 def probe_json(found: Probe, spec: RunSpec) -> dict[str, Any]:

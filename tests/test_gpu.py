@@ -84,8 +84,8 @@ def test_the_batches_are_those_of_the_cpu(runs: dict[str, RunResult]) -> None:
     assert runs["er"].fingerprint == on_cpu.fingerprint
 
 
-def test_peaks_are_predicted_to_three_percent_or_lie_where_cudnn_may_put_them(runs: dict[str, RunResult]) -> None:
-    """The tensors must be right on any card; what cuDNN takes beside them was learnt from another one."""
+def test_peaks_are_predicted_to_three_percent(runs: dict[str, RunResult]) -> None:
+    """What cuDNN takes was learnt from another card, so errors are printed; peaks below the tensors are worse."""
     errors = {}
     for name, run in runs.items():
         predicted = predict(run.spec).footprint

@@ -50,7 +50,10 @@ def probe(
 
     rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr
     whole = spec("sgd", lr=rate)
-    frozen = {name: spec("tail-sgd", lr=rate, boundary=name) for name in dict.fromkeys(boundary or BOUNDARIES)}
+    frozen = {
+        name: spec("tail-sgd", lr=rate, boundary=name, trunk="first_task")
+        for name in dict.fromkeys(boundary or BOUNDARIES)
+    }
     with Console(stderr=True).status("probing") as status:
         found = find(
             whole,

@@ -172,7 +172,7 @@ def cached(
 def between(low: AllocationLog, high: AllocationLog, share: float) -> AllocationLog | None:
     """Return a log whose every size lies between those of two, or beyond them, as the share says: 0 is low, 1 is high.
 
-    None where the two are not the same events in the same order.
+    A size that shrinks stays at least a byte. None where the two are not the same events in the same order.
     """
     if len(low.events) != len(high.events):
         return None
@@ -184,7 +184,8 @@ def between(low: AllocationLog, high: AllocationLog, share: float) -> Allocation
         twin = twins.setdefault(event.address, other.address) if size > 0 else twins.pop(event.address, None)
         if twin != other.address or event.op != other.op or (size > 0) != (larger > 0):
             return None
-        size = round(size + share * (larger - size))
+        reached = max(1, round(abs(size) + share * (abs(larger) - abs(size))))
+        size = reached if size > 0 else -reached
         total += size
         events.append(replace(event, size_bytes=size, total_bytes=total))
     return AllocationLog(events, low.marks)

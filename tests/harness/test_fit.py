@@ -88,6 +88,15 @@ def test_the_answer_fits_and_the_next_does_not() -> None:
     assert again.peak_bytes == found.largest.peak_bytes <= 60 * MIB
 
 
+def test_a_method_whose_blocks_do_not_all_grow_with_the_batch_is_fitted_too() -> None:
+    """SparCL selects by masks: what one of them leaves of a batch may be smaller in a larger one."""
+    found = fit(spec(method="sparcl-derpp", budget="100MiB"), "batch")
+    assert found.largest is not None
+    tried = {point.size: point.fits(found.limit_bytes) for point in found.points}
+    assert tried[found.largest.size]
+    assert not tried[found.largest.size + 1]
+
+
 @pytest.mark.usefixtures("affine")
 def test_the_search_ends_where_the_smallest_task_has_no_more_images() -> None:
     found = fit(spec(stream="split-fashion-mini", budget="jetson-agx-thor"), "batch")

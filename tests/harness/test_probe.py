@@ -67,9 +67,20 @@ def test_plasticity_and_stability_are_what_their_formulas_say() -> None:
     assert list(dict.fromkeys(told)) == ["nothing frozen", "frozen before layer2", "frozen before fc"]
 
 
-def test_a_boundary_that_the_network_lacks_is_named() -> None:
-    with pytest.raises(UsageError, match="no boundary 'layer9'"):
-        probe(spec("sgd"), {"layer9": spec("tail-sgd", boundary="layer9")})
+@pytest.mark.parametrize(
+    ("boundary", "message"), [("layer9", "no boundary 'layer9'"), ("stem", "nothing lies before boundary 'stem'")]
+)
+def test_a_boundary_before_which_nothing_can_be_frozen_is_named_before_anything_is_learnt(
+    boundary: str, message: str
+) -> None:
+    told: list[str] = []
+    with pytest.raises(UsageError, match=message):
+        probe(
+            spec("sgd"),
+            {name: spec("tail-sgd", boundary=name) for name in ("fc", boundary)},
+            report=lambda what, progress: told.append(what),
+        )
+    assert told == []
 
 
 def test_the_command_prints_a_row_per_boundary_within_80_columns() -> None:

@@ -118,6 +118,13 @@ def test_a_log_between_two_lies_on_the_line_through_them_and_keeps_their_marks()
         assert found.marks == low.marks
 
 
+def test_a_block_that_shrinks_along_the_line_never_becomes_a_release() -> None:
+    found = between(with_a_workspace(4 * MIB), with_a_workspace(3 * MIB), 30.0)
+    assert found is not None
+    assert [event.size_bytes for event in found.events] == [30 * MIB, 1, -1, -30 * MIB]
+    assert cached(found)[0].events[-1].total_bytes == 0
+
+
 def test_logs_that_are_not_the_same_events_have_no_line_between_them() -> None:
     log = with_a_workspace(4 * MIB)
     events = log.events
