@@ -15,8 +15,8 @@ from harness.budgets import Budget, budget
 from harness.checks import check_spec
 from harness.errors import ClmemError, UsageError
 from harness.job import Job
-from harness.memory.caching import OutOfReservedError, between, cached
-from harness.memory.log import AllocationLog
+from harness.memory.caching import OutOfReservedError, cached
+from harness.memory.log import AllocationLog, between
 from harness.memory.scratch import CUDNN
 from harness.prediction import Recorded, predict, record, result_of
 from harness.processes import Workers
@@ -80,9 +80,9 @@ def fit(
 ) -> Fit:
     """Return the largest batch or image side of a run that stays within its budget, all else as the spec says.
 
-    Near CUDA's limit it is how blocks lie that decides, so beyond the first size that does not fit a larger one may: a
-    few are looked at, where that can be told from two predictions.
-    A replay method replays as many samples as the spec says, at any batch. Raises UsageError for a spec without a
+    A replay method replays as many samples as the spec says, at any batch. Near CUDA's limit it is how blocks lie that
+    decides, so beyond the first size that does not fit a larger one may: a few are looked at, where that can be told
+    from two predictions. Raises UsageError for a spec without a
     budget or without the images to vary, and for what cannot be predicted.
     """
     if spec.budget is None:

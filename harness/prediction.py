@@ -13,9 +13,9 @@ from harness.build import Run, build
 from harness.environment import environment
 from harness.errors import ClmemError, UsageError
 from harness.execution.monitor import Unwatched
-from harness.memory.caching import cached, without
+from harness.memory.caching import cached
 from harness.memory.ledger import Records, join, undeclared_sentence
-from harness.memory.log import AllocationLog
+from harness.memory.log import AllocationLog, without
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.scratch import CUDNN
@@ -86,7 +86,7 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
 
 
 def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None) -> RunResult:
-    """Return what a recorded schedule comes to, as `predict` does."""
+    """Return what a recorded schedule comes to. Raises OutOfReservedError, LedgerError and ClmemError as `predict`."""
     run, log = recorded.run, recorded.log
     on_cuda: dict[str, int] = {}
     if allocator_of(spec.target) == "cuda":

@@ -62,6 +62,7 @@ class _Look(Unwatched):
         self.run: Run | None = None
         self.accuracies: list[float] = []
         self.stability: dict[str, list[float]] = {boundary: [] for boundary in boundaries}
+        self._before: dict[str, Tensor] = {}
 
     @contextmanager
     def phase(self, name: str, task: int) -> Iterator[None]:

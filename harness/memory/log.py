@@ -7,7 +7,7 @@ and before event n, so that "was this block alive when that was observed" is a c
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.errors import LedgerError
 
@@ -100,3 +100,43 @@ class Blocks:
         blocks = self._by_address.get(address, [])
         position = bisect.bisect_right(blocks, state, key=lambda block: block.born) - 1
         return blocks[position] if position >= 0 and blocks[position].alive(state) else None
+
+
+def between(low: AllocationLog, high: AllocationLog, share: float) -> AllocationLog | None:
+    """Return a log whose every size lies between those of two, or beyond them, as the share says: 0 is low, 1 is high.
+
+    A size that shrinks stays at least a byte. None where the two are not the same events in the same order.
+    """
+    if len(low.events) != len(high.events):
+        return None
+    twins: dict[int, int] = {}
+    events: list[Event] = []
+    total = 0
+    for event, other in zip(low.events, high.events, strict=True):
+        size, larger = event.size_bytes, other.size_bytes
+        twin = twins.setdefault(event.address, other.address) if size > 0 else twins.pop(event.address, None)
+        if twin != other.address or event.op != other.op or (size > 0) != (larger > 0):
+            return None
+        reached = max(1, round(abs(size) + share * (abs(larger) - abs(size))))
+        size = reached if size > 0 else -reached
+        total += size
+        events.append(replace(event, size_bytes=size, total_bytes=total))
+    return AllocationLog(events, low.marks)
+
+
+def without(log: AllocationLog, op: str) -> AllocationLog:
+    """Return a log without the blocks that an operation asked for."""
+    left_out: set[int] = set()
+    events: list[Event] = []
+    states = [0]
+    total = 0
+    for event in log.events:
+        if event.size_bytes > 0 and event.op == op:
+            left_out.add(event.address)
+        elif event.address in left_out:
+            left_out.remove(event.address)
+        else:
+            total += event.size_bytes
+            events.append(replace(event, total_bytes=total))
+        states.append(len(events))
+    return AllocationLog(events, {mark: states[state] for mark, state in log.marks.items()})

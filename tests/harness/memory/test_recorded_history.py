@@ -17,11 +17,11 @@ import torch
 
 from harness.errors import LedgerError
 from harness.memory import predicted
-from harness.memory.caching import cached, without
+from harness.memory.caching import cached
 from harness.memory.cublas import CUBLAS
 from harness.memory.cuda import with_requests
 from harness.memory.ledger import Observation, PhaseSpan, Records, join
-from harness.memory.log import AllocationLog, Event
+from harness.memory.log import AllocationLog, Event, without
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.scratch import CUDNN
 from tests.harness.memory.emulated import trace_of
