@@ -14,8 +14,8 @@ import pytest
 
 from harness.environment import environment
 from harness.results import RunResult
+from harness.runner import run_specs
 from harness.spec import RunSpec
-from harness.suite import run_specs
 from reports.cells import sections
 from reports.terminal import summary
 from reports.units import MIB

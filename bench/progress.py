@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from harness.job import Pass
 from harness.results import RunResult
+from harness.runner import Watcher
 from harness.spec import RunSpec
-from harness.suite import Watcher
 from harness.techniques import PLAIN
 from reports.units import mib
 

@@ -16,11 +16,12 @@ from rich.console import Console
 from tabulate import tabulate
 
 from bench.progress import Bars
+from harness.directory import has_its_settings
 from harness.errors import UsageError
 from harness.files import read_toml, write_text
 from harness.results import RunResult, load_results, save_result
+from harness.runner import run_specs
 from harness.spec import Conditions, RunSpec, Scalar, spec_errors
-from harness.suite import has_its_settings, run_specs
 
 SEARCH = Path(__file__).with_name("tuning.toml")
 

@@ -2,28 +2,37 @@
 
 Written with `torch.save`, read with `weights_only=True`: nothing is ever unpickled. What a run's own code does not make
 again from its spec is in it: weights, optimizer, the method's state and generator, the place in the stream, accuracies.
+The file ends with a digest of everything before it, because torch's reader checks none and takes a flipped bit as a
+weight. Without the right digest the run begins anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from harness.build import Run
-from harness.environment import code_digest
-from harness.errors import ClmemError
+from harness.errors import ClmemError, UsageError
 from harness.files import replacing
 from harness.memory.process import high_water_bytes
+from harness.source import measuring_digest, method_digest
 from methods.base import Trunk
 
-SCHEMA = 1
+SCHEMA = 2
+EVERY = "CLMEM_CHECKPOINT_S"
+
+DIGEST_BYTES = 32
+"""Of SHA-256, at the end of the file. A zip archive may be followed by other bytes."""
 
 Row = tuple[list[float | None], list[float | None]]
 """Accuracies on every task: class-IL, task-IL."""
@@ -45,46 +54,66 @@ class Course:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class UnusableCheckpointError(ClmemError):
+    """A checkpoint is whole and of this run, and yet cannot be put into it, so the run must be built anew."""
+
+
 class Checkpoint:
     """The file of one run. It is only ever replaced whole.
 
     key: what must be equal for a checkpoint to be of use, beside the code and torch; another's is ignored.
-    every_s: seconds between two savings. resumed_at: steps after which the run went on in a new process.
+    every_s: seconds between two savings; None takes those of the variable CLMEM_CHECKPOINT_S, or 30.
+    resumed_at: steps after which the run went on in a new process.
     process_peak_bytes: the highest resident memory of the processes before this one.
+    notes: sentences about what did not work, which cost time and no number.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, str], every_s: float = 30.0) -> None:
+    def __init__(self, path: Path, key: Mapping[str, str], every_s: float | None = None) -> None:
         self.path = path
-        self.key = {"schema": str(SCHEMA), "code": code_digest(), "torch": str(torch.__version__), **key}
-        self.every_s = every_s
+        self.key = {"schema": str(SCHEMA), "code": measuring_digest(), "torch": str(torch.__version__), **key}
+        self.every_s = _seconds_between_savings() if every_s is None else every_s
         self.resumed_at: list[int] = []
         self.process_peak_bytes = 0
+        self.notes: list[str] = []
         self._saved_at = time.monotonic()
 
     def restore(self, run: Run) -> Course:
-        """Put a freshly built run where the file says, and return how far that is; without a file, the beginning."""
-        state = self._read()
+        """Put a freshly built run where the file says, and return how far that is; without a file, the beginning.
+
+        Raises UnusableCheckpointError for a file that does not fit, and removes it; the run is spoilt then.
+        """
+        state = self._read(run)
         if state is None:
             return Course()
+        try:
+            return self._put(run, state)
+        except Exception as error:  # whatever it is made of, the run can still start from its beginning
+            self.path.unlink(missing_ok=True)
+            raise UnusableCheckpointError(f"the checkpoint {self.path} does not fit its run: {error}") from error
+
+    def _put(self, run: Run, state: Mapping[str, Any]) -> Course:
         method, execution = run.method, run.execution
+        course = TypeAdapter(Course).validate_python(state["course"])
         method.load_state_dict(state["method"])
         method.network.load_state_dict(state["network"])
         method.trunk = None if state["trunk"] is None else Trunk(*state["trunk"])
         method.setting.rng.bit_generator.state = json.loads(state["rng"])
         execution.load_state_dict(state["execution"])
-        run.stream.fingerprint = state["fingerprint"]
-        course = Course(**state["course"])
-        self.resumed_at = [*state["resumed_at"], course.steps]
-        self.process_peak_bytes = state["process_peak_bytes"]
+        run.stream.fingerprint = str(state["fingerprint"])
+        self.resumed_at = [*map(int, state["resumed_at"]), int(course.steps)]
+        self.process_peak_bytes = int(state["process_peak_bytes"])
         return course
 
     def save_if_due(self, run: Run, course: Course) -> None:
-        """Save when the last saving is `every_s` ago. Raises ClmemError for declared state that is not saved."""
+        """Save when the last saving is `every_s` ago; a file that cannot be written is noted, and the run goes on.
+
+        Raises ClmemError for declared state that is not saved.
+        """
         if time.monotonic() - self._saved_at < self.every_s:
             return
         method = run.method
         state = {
-            "key": self.key,
+            "key": self._key_of(run),
             "method": method.state_dict(),
             "network": method.network.state_dict(),
             "trunk": None if method.trunk is None else [method.trunk.boundary, method.trunk.bn],
@@ -96,19 +125,87 @@ class Checkpoint:
             "process_peak_bytes": max(self.process_peak_bytes, high_water_bytes()),
         }
         _check_complete(run, state)
-        with replacing(self.path) as file:
-            torch.save(state, file)
+        try:
+            with replacing(self.path) as file:
+                digesting = _Digesting(file)
+                digesting.save(state)
+                file.write(digesting.digest.digest())
+        except OSError as error:
+            note = f"its state could not be saved in {self.path} ({error.strerror}), so an interruption costs more"
+            self.notes += [] if note in self.notes else [note]
         self._saved_at = time.monotonic()
 
-    def _read(self) -> dict[str, Any] | None:
+    def _key_of(self, run: Run) -> dict[str, str]:
+        return {**self.key, "method": method_digest(type(run.method))}
+
+    def _read(self, run: Run) -> dict[str, Any] | None:
         """Return the saved state; None when there is none, or one of another run, other code or another torch."""
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.is_file():
+                return None
+            if not _is_whole(self.path):
+                self.notes.append("its saved state was damaged, or of another version of clmem, so it began anew")
+                return None
             state = torch.load(self.path, weights_only=True)
         except Exception:  # whatever is wrong with the file, the run can still start from its beginning
             return None
-        return state if isinstance(state, dict) and state.get("key") == self.key else None
+        return state if isinstance(state, dict) and state.get("key") == self._key_of(run) else None
+
+
+def _seconds_between_savings() -> float:
+    """Raises UsageError for a variable that is no number of seconds."""
+    text = os.environ.get(EVERY, "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{EVERY} is {text!r} but must be seconds, between two savings of a run's state; 30 is usual")
+    return seconds
+
+
+class _Digesting:
+    """Hands on what torch.save writes, and digests it. An error of the file below is raised as it was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write like a file."""
+        self.digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:  # torch would make a RuntimeError of it
+            self._error = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the file below is flushed when it is whole."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state with torch.save. Raises OSError if the file cannot take it."""
+        try:
+            torch.save(state, cast(IO[bytes], self))  # it writes and flushes, and does nothing else
+        except Exception as error:
+            if self._error is not None:
+                raise self._error from error
+            raise
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a file ends with the digest of the rest."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - DIGEST_BYTES
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(left, 2**20))
+            digest.update(block)
+            left -= len(block)
+            if not block:
+                return False
+        return file.read() == digest.digest()
 
 
 def _check_complete(run: Run, state: Mapping[str, Any]) -> None:

@@ -147,7 +147,13 @@ def limit_process(spec: RunSpec) -> None:
     if held > allowed:
         raise MemoryError(f"before its first step it takes {held:,} B, more than its budget of {allowed:,} B")
     most = data_bytes() + allowed - held
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def lift_limit() -> None:
+    """Take back the limit of `limit_process`, so that there is memory to say how a run ended."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def describe(target: str, *, with_services: bool) -> dict[str, Any]:

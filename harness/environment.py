@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ALLOCATOR_VARIABLES = (
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_TRIM_THRESHOLD_",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "TORCH_CUBLAS_WORKSPACE_CACHE",
-    "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+from harness.text import clean
+
+RECORDED = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_", "DNNL_", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DISABLE_FAST_MM"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "TORCH_CUDNN_", "CUDNN_"),
+    *("CUBLAS_WORKSPACE_CONFIG", "TORCH_CUBLAS", "CUBLASLT_", "TORCH_BLAS_PREFER_CUBLASLT", "CUDA_MODULE_LOADING"),
 )
+"""How the names of variables begin that decide what libraries allocate. Results say which were set, and to what."""
+
+VECTORS_CAP = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What holds oneDNN to older vectors than the processor has; the first that is set counts, in any case of letters."""
 
 
 def environment() -> dict[str, Any]:
@@ -33,11 +34,22 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "libc": " ".join(platform.libc_ver()),
         "device": _cpu_name(),
-        "vectors": _vectors(),
-        "cores": os.cpu_count(),
-        "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ},
+        "vectors": vectors(),
+        "cores": cores(),
+        "allocator": {name: _shown(name, os.environ[name]) for name in sorted(os.environ) if name.startswith(RECORDED)},
         **_commit(),
     }
+
+
+def cores() -> int:
+    """Return how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _shown(name: str, value: str) -> str:
+    """Return a variable's value; of a path the file name alone, because folders say nothing about bytes."""
+    parts = value.replace(":", " ").split() if name == "LD_PRELOAD" else [value]
+    return " ".join(clean(Path(part).name if name == "LD_PRELOAD" else part) for part in parts)
 
 
 def _version(package: str) -> str | None:
@@ -47,32 +59,32 @@ def _version(package: str) -> str | None:
         return None
 
 
-def code_digest() -> str:
-    """Return a digest of all source that decides what a run computes, committed or not: of methods and harness."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(file for folder in ("harness", "methods") for file in (root / folder).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _cpu_name() -> str:
     """Return the processor's name: x86 writes `model name`, Arm boards `Model` (of the board) or nothing."""
     fields = _cpu_fields()
     return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
 
 
-def _vectors() -> str | None:
+def vectors() -> str | None:
     """Return the widest vectors that torch's convolutions use on this processor; None where it is none of x86.
 
-    They decide how many channels lie in a block, and so the size of what a convolution copies.
+    They decide how many channels lie in a block, and so the size of what a convolution copies. torch's own cap
+    (ATEN_CPU_CAPABILITY) does not bind oneDNN, whose convolutions these are.
     """
     flags = set(_cpu_fields().get("flags", "").split())
-    if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
+    cap = next((os.environ[name].upper() for name in VECTORS_CAP if os.environ.get(name)), "")
+    if (
+        {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags
+        and not cap.startswith(("SSE", "AVX2"))
+        and cap != "AVX"
+    ):
         return "AVX512"
-    return "AVX2" if "avx2" in flags else None
+    if "avx2" not in flags:
+        return None
+    return cap if cap in ("SSE41", "AVX") else "AVX2"
 
 
+@cache
 def _cpu_fields() -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():

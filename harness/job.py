@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.results import Accuracy, Footprint, Status, Unified
 from harness.spec import NOWHERE, RunSpec, Sources
+from harness.text import Said
 
 Pass = Literal["truth", "attribution", "process", "accuracy"]
 
@@ -34,14 +35,15 @@ class Outcome(BaseModel):
     """What a worker found.
 
     counters: CUDA's own peaks beside `peaks`. unfit: the device is not there or not free, so no run of this target can
-    go. undeclared: whether a re-run with stacks can name the line. killed:
-    whether the process got SIGKILL from elsewhere.
+    go. undeclared: whether a re-run with stacks can name the line. killed: whether the process got SIGKILL from
+    elsewhere. notes: what did not work and moved no number. code: digests of the source that ran.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     status: Status = "ok"
-    reason: str | None = None
+    reason: Said | None = None
+    notes: list[Said] = Field(default_factory=list)
     usage_error: bool = False
     unfit: bool = False
     undeclared: bool = False
@@ -64,6 +66,7 @@ class Outcome(BaseModel):
     joint: bool = False
     weights: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+    code: dict[str, str] = Field(default_factory=dict)
     phase_s: dict[str, float] = Field(default_factory=dict)
     steps: int = 0
     resumed_at: list[int] = Field(default_factory=list)

@@ -39,6 +39,8 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
         fingerprint=known.fingerprint,
         data_digest=known.data_digest,
         environment=known.environment,
+        code=known.code,
+        notes=list(dict.fromkeys(note for name in passes(spec) for note in outcomes[name].notes)),
         wall_s=round(wall_s, 3),
     )
     unwatched = outcomes[passes(spec)[-1]]

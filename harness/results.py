@@ -178,6 +178,8 @@ class RunResult(_Record):
     phase_s: seconds spent in each phase. wall_s: of the last process, after an interruption.
     resumed_at: the steps after which an interrupted run went on in a new process.
     flops_per_step: of one steady training step, counted by torch.utils.flop_counter.
+    code: digests of the source that ran, `method` (with its bases) and `measuring`; empty in results of older versions.
+    notes: what did not work and moved no number, such as a state that could not be saved.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -204,6 +206,8 @@ class RunResult(_Record):
     fingerprint: str | None = None
     data_digest: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+    code: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -54,6 +55,12 @@ def file_name(text: str) -> str:
     if name == text != "":
         return name
     return f"{name or '_'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def some(names: Sequence[object], shown: int = 8) -> str:
+    """Return the first names of a list, separated by commas, and how many more there are."""
+    first = ", ".join(str(name) for name in names[:shown])
+    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
 
 
 def _clean_field(value: object) -> object:

@@ -1,7 +1,7 @@
-"""One process of a measurement (`processes` starts it): a job on standard input, JSON lines on standard output.
+"""One process of a measurement (`processes` starts it): a job in one inherited file, JSON lines on an inherited pipe.
 
-Lines are `{"progress": ...}` while it runs and one `{"outcome": ...}` at the end. What a method prints goes to
-standard error. The four passes differ only in who looks on: `truth` (the allocator's log and nothing else),
+Lines are `{"progress": ...}` while it runs and one `{"outcome": ...}` at the end. What anybody prints goes to the log
+that the parent keeps. The four passes differ only in who looks on: `truth` (the allocator's log and nothing else),
 `attribution` (role records too), `process` (nothing at all, pinned malloc) and `accuracy` (the full stream).
 """
 
@@ -20,8 +20,17 @@ from typing import Any
 import torch
 
 from harness.build import Run, build
-from harness.checkpoint import Checkpoint
-from harness.devices import DeviceProcess, check_device, check_others, describe, limit_process, limit_reserved, pin
+from harness.checkpoint import Checkpoint, UnusableCheckpointError
+from harness.devices import (
+    DeviceProcess,
+    check_device,
+    check_others,
+    describe,
+    lift_limit,
+    limit_process,
+    limit_reserved,
+    pin,
+)
 from harness.environment import environment
 from harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
 from harness.execution.monitor import Monitor, Unwatched
@@ -33,7 +42,9 @@ from harness.memory.log import AllocationLog
 from harness.memory.observer import Observer, PhaseMarker
 from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
 from harness.memory.recorder import LogRecorder
+from harness.out_of_memory import is_limited, means_out_of_memory
 from harness.results import Accuracy
+from harness.source import measuring_digest, method_digest
 from harness.targets import allocator_of, device_of
 from harness.training import Progress, Schedule, short_schedule, train
 
@@ -42,9 +53,9 @@ Report = Callable[[Progress], None]
 
 def main() -> None:
     """Read the job, do it, write the outcome."""
-    job = Job.model_validate_json(sys.stdin.read())
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
+    with os.fdopen(int(os.environ["CLMEM_JOB"]), "rb") as asked:
+        job = Job.model_validate_json(asked.read())
+    channel = os.fdopen(int(os.environ["CLMEM_CHANNEL"]), "w", encoding="utf-8", buffering=1)
 
     def report(progress: Progress) -> None:
         fields = {"phase": progress.phase, "task": progress.task, "steps": progress.steps}
@@ -53,6 +64,7 @@ def main() -> None:
     outcome = perform(job, report)
     channel.write(json.dumps({"outcome": outcome.model_dump(mode="json")}) + "\n")
     channel.close()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # tearing down a process that holds gigabytes takes long and tells nothing
 
@@ -81,9 +93,11 @@ def perform(job: Job, report: Report) -> Outcome:
         outcome.usage_error = isinstance(error, UsageError)
         outcome.undeclared = isinstance(error, UndeclaredStateError)
     except Exception as error:
+        ran_out = is_out_of_memory(error, job.spec.target)
+        lift_limit()
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        outcome.status = "oom" if is_out_of_memory(error, job.spec.target) else "crashed"
+        outcome.status = "oom" if ran_out else "crashed"
         outcome.reason = f"{sentence} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
     outcome.phase_s = dict(progress.seconds)
     outcome.steps = progress.steps
@@ -93,22 +107,11 @@ def perform(job: Job, report: Report) -> Outcome:
 def is_out_of_memory(error: BaseException, target: str) -> bool:
     """Say whether an exception means that memory ran out, on any target.
 
-    On Jetson, CUDA's out-of-memory can surface as a failed NVML assertion inside the caching allocator; cuBLAS and
-    cuDNN have statuses of their own. A convolution that gets no workspace for any of its plans says that it finds no
-    engine, as one without plans does: then the allocator's own count of refusals decides.
+    A convolution that gets no workspace for any of its plans says that it finds no engine, as one without plans does:
+    then the device allocator's own count of refusals decides.
     """
-    text = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (
-            "out of memory" in text.lower()
-            or "DefaultCPUAllocator: can't allocate memory" in text
-            or "_STATUS_ALLOC_FAILED" in text
-            or "_ALLOCATION_FAILED" in text
-            or ("unable to find an engine" in text and _device_ran_short(target))
-            or ("NVML_SUCCESS == r" in text and "CUDACachingAllocator" in text)
-        )
-    )
+    no_engine = isinstance(error, RuntimeError) and "unable to find an engine" in str(error)
+    return means_out_of_memory(error, limited=is_limited()) or (no_engine and _device_ran_short(target))
 
 
 def _device_ran_short(target: str) -> bool:
@@ -125,6 +128,7 @@ def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     outcome.joint = run.method.joint
     outcome.weights = run.weights
     outcome.data_digest = run.stream.data_digest
+    outcome.code = {"method": method_digest(type(run.method)), "measuring": measuring_digest()}
     return run
 
 
@@ -199,15 +203,14 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     importlib.import_module("torch._dynamo")
     outcome.peak_includes_imports = not reset_high_water()
     outcome.baseline_bytes = resident_bytes()
-    full = job.what == "accuracy"
     checkpoint = Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id}) if job.checkpoint else None
     monitor = DeviceProcess(job.spec.target) if allocator_of(job.spec.target) == "cuda" else Unwatched()
     try:
-        run = _build(job, outcome, monitor)
-        limit_process(job.spec)
-        reset_high_water()  # reading pretrained weights holds them twice, which is no phase of the method
-        schedule = Schedule() if full else short_schedule(run.method, steady=False)
-        accuracy: Accuracy = train(run, schedule, monitor, progress, report, checkpoint)
+        try:
+            _learn(job, outcome, monitor, progress, report, checkpoint)
+        except UnusableCheckpointError as error:
+            outcome.notes.append(f"{error}, so it began anew")
+            _learn(job, outcome, monitor, progress, report, checkpoint)
     finally:
         if isinstance(monitor, DeviceProcess):
             outcome.device_peak_bytes = monitor.peak_bytes
@@ -215,6 +218,19 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
         if checkpoint is not None:
             outcome.process_peak_bytes = max(outcome.process_peak_bytes, checkpoint.process_peak_bytes)
             outcome.resumed_at = checkpoint.resumed_at
+            outcome.notes += checkpoint.notes
+
+
+def _learn(
+    job: Job, outcome: Outcome, monitor: Monitor, progress: Progress, report: Report, checkpoint: Checkpoint | None
+) -> None:
+    """Build the run and take its schedule, the full one for an accuracy run."""
+    run = _build(job, outcome, monitor)
+    limit_process(job.spec)
+    reset_high_water()  # reading pretrained weights holds them twice, which is no phase of the method
+    full = job.what == "accuracy"
+    schedule = Schedule() if full else short_schedule(run.method, steady=False)
+    accuracy: Accuracy = train(run, schedule, monitor, progress, report, checkpoint)
     outcome.fingerprint = run.stream.fingerprint
     if full and run.stream.has_data:
         outcome.accuracy = accuracy

@@ -11,8 +11,8 @@ import torch
 from harness.prediction import predict
 from harness.registry import method_names
 from harness.results import RunResult
+from harness.runner import run_specs
 from harness.spec import RunSpec
-from harness.suite import run_specs
 
 pytestmark = [
     pytest.mark.gpu,

@@ -83,7 +83,7 @@ def fit(
                 raise
     from harness.fit import fit as find
     from harness.fit import sized
-    from harness.suite import run_specs
+    from harness.runner import run_specs
     from reports.fits import fit_json, fit_table
 
     console = Console(stderr=True)

@@ -31,7 +31,7 @@ from bench.options import (
 from bench.progress import Bars
 from harness.errors import ClmemError, UsageError
 from harness.results import RunResult, save_result
-from harness.suite import run_specs
+from harness.runner import run_specs
 from harness.targets import allocator_of
 
 

@@ -31,9 +31,10 @@ from bench.options import (
     read_setting,
 )
 from bench.progress import Bars
+from harness.directory import run_suite
 from harness.errors import UsageError, nearest
 from harness.spec import Scalar, spec_errors
-from harness.suite import Suite, Variation, load_suite, run_suite
+from harness.suite import Suite, Variation, load_suite
 
 
 def run(

@@ -126,7 +126,7 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         raise LedgerError(
             f"roles sum to {roles[state].sum():,} B where the allocator holds {totals[state]:,} B (state {state})"
         )
-    _check_declared(log, roles, records.declared)
+    _check_declared(log, roles, records)
     by_phase = _by_phase(log, roles, totals, records.phases)
     peak = max(by_phase, key=lambda entry: entry.peak_bytes)
     state = _peak_state(log, totals, [s for s in records.phases if (s.task, s.name) == (peak.task, peak.phase)])
@@ -259,12 +259,29 @@ def _role_at(block: Block, state: int, fixed: Fixed, saved: dict[int, list[tuple
     return "activations" if held else "workspace"
 
 
-def _check_declared(log: AllocationLog, roles: Roles, declared: list[tuple[int, Mapping[str, int]]]) -> None:
-    for mark, expected in declared:
+def _check_declared(log: AllocationLog, roles: Roles, records: Records) -> None:
+    for mark, expected in records.declared:
         for role, nbytes in expected.items():
             held = int(roles[log.marks[mark], ROLES.index(role)])
             if held != nbytes:
-                raise LedgerError(f"{role} are declared with {nbytes:,} B but the ledger holds {held:,} B of them")
+                began = max(
+                    (span for span in records.phases if span.start <= mark), key=lambda s: s.start, default=None
+                )
+                where = "" if began is None else f" in {began.name} of task {began.task}"
+                raise LedgerError(
+                    f"{role} are declared with {nbytes:,} B but the ledger holds {held:,} B of them{where}: "
+                    + _what_to_do(role, held - nbytes)
+                )
+
+
+def _what_to_do(role: str, surplus_bytes: int) -> str:
+    """Say what is behind books that do not balance, and what a method's author can do."""
+    if surplus_bytes > 0:
+        return (
+            f"{surplus_bytes:,} B that were {role} before are still alive and not declared now; drop them, or declare "
+            "them in memory_roles() (the first network stays in `setting.network` where `self.network` is replaced)"
+        )
+    return f"{-surplus_bytes:,} B have another role, in which they were seen first; declare a copy, tensor.clone()"
 
 
 def _peak_state(log: AllocationLog, totals: Roles, spans: list[PhaseSpan]) -> int:

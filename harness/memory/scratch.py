@@ -23,6 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.environment import vectors
+
 aten = torch.ops.aten
 Size = int | Literal["results", "first"]
 """Bytes that come or go; or the results are allocated here, all that are left of them or the first."""
@@ -106,8 +108,8 @@ def _convolution_backward(
 
 
 def vector_width() -> int:
-    """Return how many float32 a vector of this machine's processor holds, as torch sees it."""
-    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else NARROW
+    """Return how many float32 a vector of this machine's processor holds, as oneDNN is allowed to use it."""
+    return 16 if vectors() == "AVX512" else NARROW
 
 
 def _padded(channels: int, block: int) -> int:

@@ -35,6 +35,18 @@ class Talker(SGD):
         print("hello from a method")
         os.write(1, b"and from below\\n")
 
+class Mouthy(SGD):
+    name = "rogue-mouthy"
+    def before_task(self, task):
+        raise RuntimeError("[/red] [enforce fail] \\ud800 \\x1b[31m" + "x" * 10_000_000)
+
+class Forker(SGD):
+    name = "rogue-forker"
+    def before_task(self, task):
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+
 class Foreign(SGD):
     name = "rogue-foreign"
     def before_task(self, task):
@@ -51,6 +63,6 @@ def install(folder: Path) -> None:
     info = folder / "rogue-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rogue\nVersion: 1.0\n")
-    names = ("Hoarder", "Exhausted", "Segfault", "Sleeper", "Talker", "Foreign")
+    names = ("Hoarder", "Exhausted", "Segfault", "Sleeper", "Talker", "Mouthy", "Forker", "Foreign")
     lines = "".join(f"rogue-{name.lower()} = rogue_methods:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[clmem.methods]\n{lines}")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +19,7 @@ from torch import Tensor
 
 from harness import checkpoint as checkpoint_module
 from harness.build import Run, build
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import DIGEST_BYTES, Checkpoint, UnusableCheckpointError
 from harness.errors import ClmemError
 from harness.execution.monitor import Unwatched
 from harness.registry import method_names
@@ -121,7 +127,7 @@ def stopped(tmp_path: Path, name: str = "er") -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", ["another key", "other code", "half a file", "no file"])
+@pytest.mark.parametrize("damage", ["another key", "other code", "another method", "half a file", "no file"])
 def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +135,9 @@ def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(
     if damage == "another key":
         key = {"run": "another"}
     elif damage == "other code":
-        monkeypatch.setattr(checkpoint_module, "code_digest", lambda: "0123")
+        monkeypatch.setattr(checkpoint_module, "measuring_digest", lambda: "0123")
+    elif damage == "another method":
+        monkeypatch.setattr(checkpoint_module, "method_digest", lambda cls: "0123")
     elif damage == "half a file":
         path.write_bytes(path.read_bytes()[:1000])
     else:
@@ -141,15 +149,85 @@ def test_a_checkpoint_that_is_of_no_use_is_ignored_and_the_run_begins_anew(
     assert_equal(everything(run), everything(straight))
 
 
+def test_a_flipped_bit_anywhere_is_noticed_and_the_run_begins_anew(tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    whole = path.read_bytes()
+    run = fresh("er")
+    for place in [*range(0, len(whole), len(whole) // 60), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        checkpoint = Checkpoint(path, KEY)
+        assert checkpoint.restore(run).steps == 0, place
+        assert "damaged" in checkpoint.notes[0]
+    path.write_bytes(whole)
+    assert Checkpoint(path, KEY).restore(run).steps == 4
+
+
+def forge(path: Path, state: dict[str, Any]) -> None:
+    """Write a state as `Checkpoint` would, with the right digest."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
 def test_a_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "executed",))
 
     checkpoint = Checkpoint(tmp_path / "checkpoint", KEY)
-    torch.save({"key": checkpoint.key, "method": Malicious()}, tmp_path / "checkpoint")
+    forge(checkpoint.path, {"key": checkpoint.key, "method": Malicious()})
     assert checkpoint.restore(fresh("sgd")).steps == 0
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("course", {"task": "third"}), ("network", {}), ("rng", "{}"), ("trunk", [1, 2, 3]), ("resumed_at", None)],
+)
+def test_a_forged_checkpoint_that_does_not_fit_is_removed(tmp_path: Path, part: str, value: object) -> None:
+    path = stopped(tmp_path)
+    state = torch.load(path, weights_only=True)
+    forge(path, {**state, part: value})
+    with pytest.raises(UnusableCheckpointError, match="does not fit its run"):
+        Checkpoint(path, KEY).restore(fresh("er"))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("by", ["torch", "the digest", "the rename"])
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise full
+
+    @contextmanager
+    def replacing(path: Path) -> Iterator[Any]:
+        yield Full() if by == "torch" else io.BytesIO() if by == "the rename" else HalfFull()
+        raise full
+
+    class HalfFull(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if len(data) == DIGEST_BYTES:
+                raise full
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint_module, "replacing", replacing)
+    straight, run, checkpoint = fresh("er"), fresh("er"), Checkpoint(path, KEY, every_s=0)
+    assert go(run, checkpoint) == go(straight)
+    assert_equal(everything(run), everything(straight))
+    assert [note for note in checkpoint.notes if str(path) in note and "No space left" in note] == checkpoint.notes
+    assert len(checkpoint.notes) == 1
+
+
+def test_a_file_that_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "checkpoint")
+    assert Checkpoint(tmp_path / "checkpoint", KEY).restore(fresh("sgd")).steps == 0
 
 
 def test_no_checkpoint_is_written_before_it_is_time(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 from harness.errors import UsageError
 from harness.job import Job, Outcome
 from harness.processes import Workers
-from harness.results import RunResult
+from harness.registry import method_class
+from harness.results import RunResult, load_result, save_result
+from harness.runner import run_specs
+from harness.source import measuring_digest, method_digest
 from harness.spec import RunSpec
-from harness.suite import run_specs
 from harness.worker import is_out_of_memory
 from tests.harness import rogue
 
@@ -37,6 +41,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
         spec("rogue-exhausted", **quick),
         spec("rogue-segfault", **quick),
         spec("rogue-talker", **quick),
+        spec("rogue-mouthy", **quick),
+        spec("rogue-forker", **quick),
         spec("sgd", config={"lr": 1e30}, **quick),
         spec("er", **quick),
     ]
@@ -82,6 +88,28 @@ def test_an_infinite_loss_is_recorded_as_diverged(results: dict[str, RunResult])
 
 def test_what_a_method_prints_does_not_disturb_the_harness(results: dict[str, RunResult]) -> None:
     assert results["rogue-talker"].status == "ok", results["rogue-talker"].reason
+
+
+def test_a_message_of_any_kind_becomes_one_bounded_line(results: dict[str, RunResult], tmp_path: Path) -> None:
+    result = results["rogue-mouthy"]
+    assert result.status == "crashed"
+    assert str(result.reason).startswith("RuntimeError: [/red] [enforce fail] \N{REPLACEMENT CHARACTER} xxx")
+    assert len(str(result.reason)) < 1000
+    assert load_result(save_result(tmp_path, result)).reason == result.reason
+
+
+def test_a_method_that_forks_is_measured_and_leaves_nothing(results: dict[str, RunResult]) -> None:
+    assert results["rogue-forker"].status == "ok", results["rogue-forker"].reason
+    mine = f"CLMEM_PARENT={os.getpid()}\0".encode()
+    left = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            left += [path] if mine in path.read_bytes() else []
+    assert left == []
+
+
+def test_every_result_says_which_code_made_it(results: dict[str, RunResult]) -> None:
+    assert results["er"].code == {"method": method_digest(method_class("er")), "measuring": measuring_digest()}
 
 
 def test_the_honest_run_beside_them_is_whole(results: dict[str, RunResult]) -> None:
@@ -137,27 +165,6 @@ def test_an_impossible_request_is_a_usage_error_not_a_result() -> None:
         run_specs([impossible], lambda result: None, timeout_s=60)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
-            True,
-        ),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:838"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), False),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error, "cpu") is expected
-
-
 def test_a_convolution_without_an_engine_ran_out_of_memory_where_the_allocator_refused_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,10 +172,3 @@ def test_a_convolution_without_an_engine_ran_out_of_memory_where_the_allocator_r
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": 2 if device == "cuda:1" else 0})
     assert not is_out_of_memory(error, "cuda")
     assert is_out_of_memory(error, "cuda:1"), "the run's own device is asked"
-
-
-def test_workers_do_not_inherit_the_pinned_malloc_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
-    given = {what: Workers(1)._environment(Job(spec=spec("sgd"), what=what)) for what in ("accuracy", "process")}
-    assert "MALLOC_TRIM_THRESHOLD_" not in given["accuracy"]
-    assert given["process"]["MALLOC_TRIM_THRESHOLD_"] != "7"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.environment import vectors
 from harness.errors import UsageError
 from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
@@ -16,8 +17,8 @@ from harness.memory.recorder import LogRecorder
 from harness.memory.scratch import CUDNN
 from harness.prediction import predict, predicted_peak_bytes
 from harness.results import RunResult
+from harness.runner import run_specs
 from harness.spec import RunSpec
-from harness.suite import run_specs
 from methods.base import Batch, Outputs
 from methods.sgd import SGD
 from reports.terminal import measure_json, measure_table, prediction_json, prediction_table
@@ -80,7 +81,7 @@ def test_one_small_image_is_unfolded_into_columns_instead_of_blocked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vectors", "forward", "of_input", "of_weight"),
+    ("cap", "forward", "of_input", "of_weight"),
     [
         # what 37 channels in and 21 out are padded to: 48 and 32, or 40 and 24
         (
@@ -98,10 +99,10 @@ def test_one_small_image_is_unfolded_into_columns_instead_of_blocked() -> None:
     ],
 )
 def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
-    vectors: str, forward: list[int], of_input: list[int], of_weight: list[int], monkeypatch: pytest.MonkeyPatch
+    cap: str, forward: list[int], of_input: list[int], of_weight: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the real allocator's log has it for the same calls on such processors (torch 2.15), in the order of a peak."""
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr("harness.memory.scratch.vectors", lambda: cap)
     x, weight = torch.randn(8, 37, 32, 32, device="meta"), torch.randn(21, 37, 3, 3, device="meta")
     recorder = ShapeRecorder()
     recorder.start()
@@ -116,7 +117,7 @@ def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
     assert len(kept) == 3
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="oneDNN for x86 alone")
+@pytest.mark.skipif(vectors() not in ("AVX2", "AVX512"), reason="oneDNN for x86 alone")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "kernel"), [((5, 3), 3), ((12, 20), 3), ((24, 16), 3), ((24, 40), 1)])
 def test_the_copies_of_a_convolution_are_those_of_this_processor(

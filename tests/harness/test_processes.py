@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,17 @@ from harness.memory.cublas import PINNED_CUBLAS
 from harness.memory.jetson import Meminfo, UnifiedSampler
 from harness.processes import Workers
 from harness.results import RunResult
+from harness.runner import run_specs
 from harness.spec import RunSpec
-from harness.suite import run_specs
 from tests.harness.memory.test_jetson import board
 from tests.harness.memory.test_tegrastats import LINES
 
-PROGRESS = json.dumps({"progress": {"phase": "step", "task": 3, "steps": 21}})
-BEGIN = f"import os, signal, sys, time; sys.stdin.read(); print({PROGRESS!r}, flush=True); time.sleep(0.2); "
+PROGRESS = json.dumps({"progress": {"phase": "step", "task": 3, "steps": 21}}) + "\n"
+OUTCOME = json.dumps({"outcome": {"steps": 21}}) + "\n"
+BEGIN = (
+    "import os, signal, sys, time; channel = int(os.environ['CLMEM_CHANNEL']); "
+    f"answer = lambda text: os.write(channel, text.encode('latin-1')); answer({PROGRESS!r}); time.sleep(0.2); "
+)
 KILLED = BEGIN + "os.kill(os.getpid(), signal.SIGKILL)"
 ASLEEP = BEGIN + "time.sleep(60)"
 WHERE = "(in step of task 3, after 21 steps)"
@@ -81,10 +87,106 @@ def test_a_board_whose_memory_cannot_be_read_leaves_no_process_behind(
 def test_runs_on_cuda_keep_one_workspace_and_torch_s_own_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"):
         monkeypatch.setenv(name, "1")
-    script = BEGIN + "print({'outcome': {'environment': dict(os.environ)}}.__repr__().replace(chr(39), chr(34)))"
+    script = BEGIN + "import json; answer(json.dumps({'outcome': {'environment': dict(os.environ)}}) + chr(10))"
     found = run(monkeypatch, script, target="cuda").environment
     assert {name: found[name] for name in PINNED_CUBLAS} == PINNED_CUBLAS
     assert not {"CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"} & found.keys()
+
+
+NOISE = ["1", "null", "{}", "[]", '{"outcome": 1}', '{"progress": {}}', "\xff\x00", "[" * 9999]
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_anything_else_on_the_channel_is_noise(monkeypatch: pytest.MonkeyPatch, noise: str) -> None:
+    outcome = run(monkeypatch, f"{BEGIN}answer({noise!r} + chr(10)); answer({OUTCOME!r})")
+    assert (outcome.status, outcome.steps) == ("ok", 21)
+
+
+def test_what_a_worker_prints_is_never_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    forged = json.dumps({"outcome": {"steps": 99}})
+    outcome = run(monkeypatch, f"{BEGIN}print({forged!r}, flush=True); print('a banner'); answer({OUTCOME!r})")
+    assert outcome.steps == 21
+
+
+def test_a_worker_that_dies_after_a_banner_names_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(monkeypatch, f"{BEGIN}print('a banner'); sys.exit('it is \x1b[31mbroken\x1b[0m [/red]')")
+    assert outcome.reason == f"the process pass ended with code 1 {WHERE}: it is broken [/red]"
+
+
+def test_a_reason_of_megabytes_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(monkeypatch, f"{BEGIN}sys.exit('x' * 10_000_000)")
+    assert outcome.reason is not None
+    assert len(outcome.reason) < 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "budget", "status"),
+    [
+        ("terminate called after throwing an instance of 'std::bad_alloc'", None, "oom"),
+        ("OSError: [Errno 12] Cannot allocate memory", None, "oom"),
+        ("could not create a primitive", "1GiB", "oom"),
+        ("could not create a primitive", None, "crashed"),
+        ("libgomp: Thread creation failed: Resource temporarily unavailable", "1GiB", "oom"),
+        ("assertion failed", "1GiB", "crashed"),
+    ],
+)
+def test_last_words_tell_whether_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch, words: str, budget: str | None, status: str
+) -> None:
+    monkeypatch.setattr(processes, "BOOTSTRAP", f"{BEGIN}print({words!r}, flush=True); os.abort()")
+    job = Job(spec=RunSpec(method="sgd", budget=budget), what="process")
+    outcome = Workers(1).run(job, 60, lambda fields: None)
+    assert (outcome.status, words in str(outcome.reason)) == (status, status == "oom")
+
+
+FORKS = {
+    "keeps the channel": "os.fork() or time.sleep(100)",
+    "leaves its group": "os.fork() or (os.setsid(), time.sleep(100))",
+    "is another program": "__import__('subprocess').Popen(['sleep', '100'], start_new_session=True)",
+}
+ENDS = {"ok": f"answer({OUTCOME!r})", "crashed": "os._exit(3)", "timeout": "time.sleep(100)"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("fork", FORKS)
+def test_what_a_worker_forked_goes_with_it_however_it_ends(
+    monkeypatch: pytest.MonkeyPatch, fork: str, end: str
+) -> None:
+    before = set(psutil.pids())
+    start = time.monotonic()
+    outcome = run(monkeypatch, f"{BEGIN}{FORKS[fork]}; {ENDS[end]}", timeout_s=3 if end == "timeout" else 60)
+    assert outcome.status == end
+    assert time.monotonic() - start < 50, "a child that keeps the channel open holds nobody up"
+    gone_by = time.monotonic() + 10
+    while (left := children_of_workers(before)) and time.monotonic() < gone_by:
+        time.sleep(0.05)
+    assert left == []
+
+
+def children_of_workers(before: set[int]) -> list[list[str]]:
+    """Return the command lines of living processes that a worker of this process started."""
+    mine, found = f"CLMEM_PARENT={os.getpid()}\0".encode(), []
+    for process in psutil.process_iter():
+        if process.pid in before:
+            continue
+        try:
+            if mine in Path(f"/proc/{process.pid}/environ").read_bytes() and process.status() != "zombie":
+                found.append(process.cmdline())
+        except (OSError, psutil.Error):
+            continue
+    return found
+
+
+def test_a_worker_that_sleeps_by_a_signal_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "BOOTSTRAP", f"{BEGIN}os.kill(os.getpid(), signal.SIGSTOP)")
+    workers = Workers(1)
+    job = Job(spec=RunSpec(method="sgd"), what="truth")
+    outcome: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcome.append(workers.run(job, 100, lambda fields: workers.stop())))
+    thread.start()
+    thread.join(50)
+    assert not thread.is_alive()
+    assert (outcome[0].status, outcome[0].killed) == ("crashed", True)
 
 
 def test_runs_that_share_a_board_s_memory_are_not_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

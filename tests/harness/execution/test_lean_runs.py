@@ -9,8 +9,8 @@ import pytest
 from harness.checks import check_spec
 from harness.errors import UsageError
 from harness.results import RunResult
+from harness.runner import run_specs
 from harness.spec import RunSpec
-from harness.suite import run_specs
 
 
 def spec(method: str, execution: str, **changes: Any) -> RunSpec:

@@ -376,7 +376,21 @@ def test_declared_bytes_must_be_the_ledgers() -> None:
     script.records.declared.append((script.mark(), {"replay": 1000, "method_state": 0}))
     assert join(script.log, script.records).footprint.at_peak["replay"] == 1000
     script.records.declared.append((script.mark(), {"replay": 1004}))
-    with pytest.raises(LedgerError, match="replay are declared with 1,004 B but the ledger holds 1,000 B"):
+    with pytest.raises(
+        LedgerError, match=r"replay are declared with 1,004 B but the ledger holds 1,000 B.*declare a copy"
+    ):
+        join(script.log, script.records)
+
+
+def test_a_network_that_was_replaced_and_lives_on_is_explained() -> None:
+    script = one_block()
+    script.observe(0x10, "parameters")
+    script.allocate(0x20, 300)
+    script.observe(0x20, "parameters")
+    script.records.declared.append((script.mark(), {"parameters": 300}))
+    with pytest.raises(
+        LedgerError, match=r"with 300 B but .* 1,300 B .* 1,000 B that were parameters .*memory_roles\(\)"
+    ):
         join(script.log, script.records)
 
 

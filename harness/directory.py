@@ -1,0 +1,171 @@
+"""A directory of results: it belongs to one suite, and the same command completes what is missing in it.
+
+Its `suite.json` says which suite. A run whose result file is there, made by the code of today, is done; everything else
+is run again, so what was interrupted at any moment is completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from harness.errors import UsageError
+from harness.files import read_text, remove_unfinished, write_json
+from harness.results import RunResult, load_result, save_result
+from harness.runner import Present, Watcher, run_specs
+from harness.source import measuring_digest, method_digest
+from harness.spec import NOWHERE, RunSpec, Sources, weights_label
+from harness.suite import Suite
+from harness.techniques import Techniques, techniques
+
+MANIFEST = "suite.json"
+LOCK = ".lock"
+Reuse = Literal["unchanged", "all", "none"]
+"""Which results stand that are there already: those that the code of today made, all, or none."""
+
+
+def run_suite(
+    suite: Suite,
+    directory: Path,
+    *,
+    jobs: int | None = None,
+    sources: Sources = NOWHERE,
+    retry: bool = False,
+    reuse: Reuse = "unchanged",
+    watcher: Watcher | None = None,
+) -> list[RunResult]:
+    """Fill a directory with the results of a suite and return all of them, in the order of the specs.
+
+    retry: run again what ended as crashed or timeout. reuse: which results that are there already stand: those of the
+    code of today, all, or none. Accuracy runs that were interrupted go on where they were. Raises UsageError when the
+    directory cannot be written, holds another suite's results, or is being filled by another process; nothing in it is
+    touched then.
+    """
+    specs, watcher = suite.specs(), watcher or Watcher()
+    with _claimed(directory, suite):
+        results = {} if reuse == "none" else _present(specs, directory, retry, reuse, watcher)
+
+        def keep(result: RunResult) -> None:
+            save_result(directory, result)
+            results[result.run_id] = result
+
+        missing = [spec for spec in specs if spec.run_id not in results]
+        run_specs(
+            missing,
+            keep,
+            timeout_s=suite.timeout_s,
+            jobs=jobs,
+            sources=sources.model_copy(update={"weights": suite.weights}),
+            checkpoints=directory,
+            watcher=watcher,
+        )
+    return [results[spec.run_id] for spec in specs]
+
+
+def _present(
+    specs: list[RunSpec], directory: Path, retry: bool, reuse: Reuse, watcher: Watcher
+) -> dict[str, RunResult]:
+    """Return the results in a directory that stand, by run id, and tell the watcher about them."""
+    kept: dict[str, RunResult] = {}
+    changed: list[str] = []
+    other_code = undated = 0
+    for spec in specs:
+        path = directory / f"{spec.run_id}.json"
+        if not path.exists():
+            continue
+        result = load_result(path)
+        if retry and result.status in ("crashed", "timeout"):
+            continue
+        if not has_its_settings(result, spec) or (reuse == "unchanged" and _method_changed(result)):
+            changed.append(spec.method)
+        elif reuse == "unchanged" and result.code.get("measuring", measuring_digest()) != measuring_digest():
+            other_code += 1
+        else:
+            kept[spec.run_id] = result
+            undated += not result.code
+    watcher.begins(Present(len(specs), len(kept), tuple(dict.fromkeys(changed)), other_code, undated))
+    return kept
+
+
+def _method_changed(result: RunResult) -> bool:
+    """Say whether a method's source differs from the one that was measured; older results do not tell."""
+    from harness.registry import method_class
+
+    measured = result.code.get("method")
+    return measured is not None and measured != method_digest(method_class(result.spec.method))
+
+
+def has_its_settings(result: RunResult, spec: RunSpec) -> bool:
+    """Say whether a stored run had the hyper-parameters and the techniques that its spec means today.
+
+    Values tuned since then differ, and so does a lean preset that was changed.
+    """
+    from harness.registry import method_class, method_config
+
+    today = method_config(spec).model_dump(mode="json")
+    if any(today[key] != value for key, value in result.method_config.items() if key in today):
+        return False
+    used = {key: value for key, value in result.execution.items() if key in Techniques.model_fields}
+    return not result.execution or used == techniques(spec.execution, method_class(spec.method).lean).changed()
+
+
+@contextmanager
+def _claimed(directory: Path, suite: Suite) -> Iterator[None]:
+    """Hold a directory that is this suite's, or becomes it, against every other process."""
+    try:
+        _check_free(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"another process is filling {directory}; wait for it or choose another --out") from error
+    except OSError as error:
+        raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
+    with lock:
+        try:
+            _check_free(directory)  # somebody may have come first
+            remove_unfinished(directory)
+            _write_manifest(directory / MANIFEST, suite)
+        except OSError as error:
+            raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
+        yield
+
+
+def _check_free(directory: Path) -> None:
+    """Raise UsageError for a directory that holds other things than results; hidden files do no harm."""
+    if (directory / MANIFEST).exists() or not directory.exists():
+        return
+    if any(not path.name.startswith(".") for path in directory.iterdir()):
+        raise UsageError(f"{directory} is not empty and no results directory of clmem; choose another --out")
+
+
+def _write_manifest(manifest: Path, suite: Suite) -> None:
+    """Write what a directory's results are of, or check that it is this suite. Weights are named by their content."""
+    wanted = suite.model_copy(update={"weights": suite.weights and weights_label(suite.weights)})
+    if not manifest.exists():
+        write_json(manifest, wanted.model_dump(mode="json", exclude={"timeout_s"}))
+        return
+    try:
+        found = Suite.model_validate_json(read_text(manifest, "the manifest"))
+    except ValidationError as error:
+        raise UsageError(f"{manifest} is not a suite manifest of this version; choose another --out") from error
+    changed = [
+        key
+        for key in Suite.model_fields
+        if key != "timeout_s" and getattr(found, key) != getattr(wanted, key) and not _same_weights(key, found, suite)
+    ]
+    if changed:
+        raise UsageError(
+            f"{manifest.parent} already holds results of another suite (different {', '.join(changed)}); "
+            "choose another --out or delete it"
+        )
+
+
+def _same_weights(key: str, found: Suite, suite: Suite) -> bool:
+    """Say whether a manifest of an older version, which has the path of the weights, means this suite's."""
+    return key == "weights" and None not in (found.weights, suite.weights) and found.weights == suite.weights

@@ -1,0 +1,76 @@
+"""Memory that runs out is told from other failures, whoever notices first."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+import numpy as np
+import pytest
+
+from harness.out_of_memory import is_limited, means_out_of_memory, says_out_of_memory
+
+ALWAYS = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:838"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"),
+]
+LIMITED = [
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not create a memory object"),
+    RuntimeError("could not execute a primitive"),
+    RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
+    RuntimeError("can't start new thread"),
+]
+NEVER = [
+    RuntimeError("shape mismatch"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    ValueError("out of memory"),
+    OSError(errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", ALWAYS, ids=str)
+def test_every_librarys_way_of_saying_it_is_known(error: Exception) -> None:
+    assert means_out_of_memory(error, limited=False)
+
+
+@pytest.mark.parametrize("error", LIMITED, ids=str)
+def test_a_failed_primitive_means_memory_only_under_a_limit(error: Exception) -> None:
+    assert means_out_of_memory(error, limited=True)
+    assert not means_out_of_memory(error, limited=False)
+
+
+@pytest.mark.parametrize("error", NEVER, ids=str)
+def test_other_failures_are_other_failures(error: Exception) -> None:
+    assert not means_out_of_memory(error, limited=True)
+
+
+def test_numpys_own_error_is_known_as_text_too() -> None:
+    with pytest.raises(MemoryError) as caught:
+        np.empty(2**60, np.uint8)
+    assert says_out_of_memory(str(caught.value), limited=False)
+
+
+def test_an_error_raised_from_another_keeps_its_cause() -> None:
+    wrapped = ValueError("the step failed")
+    wrapped.__cause__ = MemoryError()
+    assert means_out_of_memory(wrapped, limited=False)
+    wrapped.__cause__.__cause__ = wrapped  # a circle ends
+    assert means_out_of_memory(wrapped, limited=False)
+
+
+def test_a_limit_of_the_shell_counts_as_a_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    assert is_limited() == (soft != resource.RLIM_INFINITY or resource.getrlimit(resource.RLIMIT_AS)[0] != -1)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**45, hard))
+    try:
+        assert is_limited()
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
