@@ -16,14 +16,14 @@ from rich.console import Console
 from tabulate import tabulate
 
 from bench.progress import Bars
-from harness.directory import has_its_settings
+from harness.directory import fill, held
 from harness.errors import UsageError
 from harness.files import read_toml, write_text
-from harness.results import RunResult, load_results, save_result
-from harness.runner import run_specs
+from harness.results import RunResult
 from harness.spec import Conditions, RunSpec, Scalar, spec_errors
 
 SEARCH = Path(__file__).with_name("tuning.toml")
+KEEP_OLD = "--keep-old"
 
 
 class Search(Conditions):
@@ -104,21 +104,15 @@ def commits(search: Search, results: dict[str, RunResult]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is missing of the search and write its table. Argument: the directory (default: results/tuning)."""
-    directory = Path(arguments[0]) if arguments else Path("results/tuning")
-    directory.mkdir(parents=True, exist_ok=True)
+    """Run what is missing of the search and write its table.
+
+    Arguments: the directory (default: results/tuning), and --keep-old to let results of other code stand.
+    """
+    names = [argument for argument in arguments if argument != KEEP_OLD]
+    directory = Path(names[0]) if names else Path("results/tuning")
     search = load_search(SEARCH)
-    stored = {result.run_id: result for result in load_results(directory)}
-    specs = {spec.run_id: spec for spec in search.specs()}
-    results = {key: result for key, result in stored.items() if key in specs and has_its_settings(result, specs[key])}
-    missing = [spec for spec in search.specs() if spec.run_id not in results]
-
-    def keep(result: RunResult) -> None:
-        save_result(directory, result)
-        results[result.run_id] = result
-
-    with Bars(Console(stderr=True), len(missing)) as bars:
-        run_specs(missing, keep, checkpoints=directory, watcher=bars)
+    with held(directory), Bars(Console(stderr=True), len(search.specs())) as bars:
+        results = fill(search.specs(), directory, reuse="all" if KEEP_OLD in arguments else "unchanged", watcher=bars)
     where = next(iter(results.values())).environment
     intro = (
         f"# {search.title}\n\n{search.candidates} candidates per method, one run each, on {search.stream}: "

@@ -46,25 +46,43 @@ def run_suite(
     directory cannot be written, holds another suite's results, or is being filled by another process; nothing in it is
     touched then.
     """
-    specs, watcher = suite.specs(), watcher or Watcher()
+    specs = suite.specs()
     with _claimed(directory, suite):
-        results = {} if reuse == "none" else _present(specs, directory, retry, reuse, watcher)
-
-        def keep(result: RunResult) -> None:
-            save_result(directory, result)
-            results[result.run_id] = result
-
-        missing = [spec for spec in specs if spec.run_id not in results]
-        run_specs(
-            missing,
-            keep,
+        results = fill(
+            specs,
+            directory,
             timeout_s=suite.timeout_s,
             jobs=jobs,
             sources=sources.model_copy(update={"weights": suite.weights}),
-            checkpoints=directory,
+            retry=retry,
+            reuse=reuse,
             watcher=watcher,
         )
     return [results[spec.run_id] for spec in specs]
+
+
+def fill(
+    specs: list[RunSpec],
+    directory: Path,
+    *,
+    timeout_s: float = 3600,
+    jobs: int | None = None,
+    sources: Sources = NOWHERE,
+    retry: bool = False,
+    reuse: Reuse = "unchanged",
+    watcher: Watcher | None = None,
+) -> dict[str, RunResult]:
+    """Run what a directory lacks of some specs, and return all results by run id. Hold the directory meanwhile."""
+    watcher = watcher or Watcher()
+    results = {} if reuse == "none" else _present(specs, directory, retry, reuse, watcher)
+
+    def keep(result: RunResult) -> None:
+        save_result(directory, result)
+        results[result.run_id] = result
+
+    missing = [spec for spec in specs if spec.run_id not in results]
+    run_specs(missing, keep, timeout_s=timeout_s, jobs=jobs, sources=sources, checkpoints=directory, watcher=watcher)
+    return results
 
 
 def _present(
@@ -115,10 +133,9 @@ def has_its_settings(result: RunResult, spec: RunSpec) -> bool:
 
 
 @contextmanager
-def _claimed(directory: Path, suite: Suite) -> Iterator[None]:
-    """Hold a directory that is this suite's, or becomes it, against every other process."""
+def held(directory: Path) -> Iterator[None]:
+    """Make a directory and hold it against every other process. Raises UsageError where somebody else holds it."""
     try:
-        _check_free(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK, timeout=0)
         lock.acquire()
@@ -127,18 +144,23 @@ def _claimed(directory: Path, suite: Suite) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
     with lock:
-        try:
-            _check_free(directory)  # somebody may have come first
-            remove_unfinished(directory)
-            _write_manifest(directory / MANIFEST, suite)
-        except OSError as error:
-            raise UsageError(f"cannot write results to {directory}: {error.strerror}; choose another --out") from error
+        remove_unfinished(directory)
+        yield
+
+
+@contextmanager
+def _claimed(directory: Path, suite: Suite) -> Iterator[None]:
+    """Hold a directory that is this suite's, or becomes it."""
+    _check_free(directory)
+    with held(directory):
+        _check_free(directory)  # somebody may have come first
+        _write_manifest(directory / MANIFEST, suite)
         yield
 
 
 def _check_free(directory: Path) -> None:
-    """Raise UsageError for a directory that holds other things than results; hidden files do no harm."""
-    if (directory / MANIFEST).exists() or not directory.exists():
+    """Raise UsageError for a folder that holds other things than results; hidden files do no harm."""
+    if (directory / MANIFEST).exists() or not directory.is_dir():
         return
     if any(not path.name.startswith(".") for path in directory.iterdir()):
         raise UsageError(f"{directory} is not empty and no results directory of clmem; choose another --out")

@@ -1,4 +1,7 @@
-"""One thread: the networks here are so small that more threads only wait for each other."""
+"""One thread: the networks here are so small that more threads only wait for each other.
+
+Property tests have no deadline, because how long an example takes says how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
