@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 from harness.build import build
 from harness.checkpoint import Checkpoint
 from harness.environment import environment
+from harness.errors import UsageError
 from harness.execution.monitor import Unwatched
+from harness.files import expand
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.streams import prepare
 from harness.streams.stream import TaskStream
@@ -43,10 +47,11 @@ def pretrain(
 ) -> Pretrained:
     """Train as the spec says (its method is `joint`) and write safetensors to `out`; `report` gets (where, all steps).
 
-    folder: images to train on instead of the spec's stream, each scaled to image_size. every_s: seconds between two
-    checkpoints beside `out`, from which the same call goes on after an interruption. Raises UsageError for what cannot
-    be read.
+    folder: images to train on instead of the spec's stream, each scaled to image_size; what is in it, and what was left
+    out, is printed. every_s: seconds between two checkpoints beside `out`, from which the same call goes on after an
+    interruption. Raises UsageError for what cannot be read, and before any work if `out` cannot be written.
     """
+    out = _writable(out)
     if folder is None:
         stream = None
         prepare(spec.stream, sources.data_root)
@@ -73,10 +78,25 @@ def pretrain(
     return Pretrained(out, right, progress.steps, checkpoint.resumed_at)
 
 
+def _writable(out: Path) -> Path:
+    """Return the path of the weights, `~` replaced. Raises UsageError if they could not be written there in the end."""
+    out = expand(out)
+    try:
+        if out.exists() and not out.is_file():
+            raise UsageError(f"{out} is no file, so the weights cannot take its place; give the path of a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write weights to {out}: {error.strerror}; give another path") from error
+    return out
+
+
 def _folder_stream(spec: RunSpec, folder: Path, image_size: int) -> TaskStream:
     from harness.streams.folder import open_folder
 
     info, data = open_folder(folder, image_size)
+    print(f"clmem: {info.description}", file=sys.stderr)
     return TaskStream(info, data, seed=spec.seed, batch_size=spec.batch_size, epochs=spec.epochs, joint=True)
 
 

@@ -120,7 +120,7 @@ class _Worker:
         self._channel, theirs = os.pipe()
         try:
             with tempfile.TemporaryFile() as asked:
-                asked.write(job.model_dump_json().encode())
+                asked.write(json.dumps(job.model_dump()).encode())  # pydantic's own JSON has no paths beyond UTF-8
                 asked.seek(0)
                 name, _, value = self._mark.partition("=")
                 given = {"CLMEM_JOB": str(asked.fileno()), "CLMEM_CHANNEL": str(theirs), name: value}

@@ -54,7 +54,7 @@ Report = Callable[[Progress], None]
 def main() -> None:
     """Read the job, do it, write the outcome."""
     with os.fdopen(int(os.environ["CLMEM_JOB"]), "rb") as asked:
-        job = Job.model_validate_json(asked.read())
+        job = Job.model_validate(json.loads(asked.read()))
     channel = os.fdopen(int(os.environ["CLMEM_CHANNEL"]), "w", encoding="utf-8", buffering=1)
 
     def report(progress: Progress) -> None:

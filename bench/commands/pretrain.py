@@ -16,7 +16,6 @@ from bench.options import (
     Settings,
     Weights,
     Width,
-    make_directory,
     make_sources,
     make_spec,
     read_setting,
@@ -59,7 +58,6 @@ def pretrain(
         config=dict(read_setting(text) for text in settings or []),
         measure="accuracy",
     )
-    make_directory(out.parent)
     from harness.pretrain import pretrain as train_and_save
 
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:

@@ -1,7 +1,8 @@
 """Task streams: the same batches for every method, each a pure function of (data set, seed, task, epoch, step, size).
 
-`catalog` names them, `cache` prepares the data once (`idx`, `cifar`, `tinyimagenet` read the official archives),
-`samples` and `synthetic` hand out raw images, `augment` turns those into tensors, `stream` puts it together.
+`catalog` names them, `cache` prepares the data once (`idx`, `cifar`, `tinyimagenet` read the official archives, which
+`archives` finds and checks), `folder` reads image files of others, which `pictures` decodes. `samples` and `synthetic`
+hand out raw images, `augment` turns those into tensors, `stream` puts it together.
 Importing this package imports neither torch nor numpy.
 """
 
@@ -21,8 +22,8 @@ __all__ = ["STREAMS", "open_stream", "prepare"]
 def prepare(name: str, data_root: str | Path | None = None) -> None:
     """Find or download the stream's data and convert it once; call it in the parent of a measuring process.
 
-    Does nothing for embedded and synthetic streams. Raises UsageError for an unknown name and for missing or
-    corrupt data.
+    Data that were converted before are read through and checked, once per process. Does nothing for embedded and
+    synthetic streams. Raises UsageError for an unknown name and for missing, corrupt or edited data.
     """
     from harness.streams.cache import prepare as prepare_cache
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.errors import UsageError, nearest
+from harness.text import clean
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
 """Of the images of `synthetic-<side>px`."""
@@ -124,14 +125,17 @@ def lookup(name: str) -> StreamInfo:
     """Return the stream of that name; `synthetic-96px` is noise of 96 x 96 pixels. Raises UsageError with the nearest
     names.
     """
-    sized = re.fullmatch(r"synthetic-([1-9]\d*)px", name)
+    sized = re.fullmatch(r"synthetic-([1-9][0-9]*)px", name)
     if sized is not None:
-        side = int(sized[1])
+        # Python refuses to read thousands of digits as a number.
+        side = int(sized[1]) if len(sized[1]) <= len(str(LARGEST_SIDE)) else LARGEST_SIDE + 1
         if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+            asked = clean(sized[1], 20)
             raise UsageError(
-                f"images of {side} x {side} pixels cannot be made; give a side of {SMALLEST_SIDE} to {LARGEST_SIDE}"
+                f"images of {asked} x {asked} pixels cannot be made; give a side of {SMALLEST_SIDE} to {LARGEST_SIDE}"
             )
         return _synthetic(replace(_CIFAR10, name=f"split-{side}px", image_shape=(3, side, side)))
     if name not in _INFOS:
-        raise UsageError(f"there is no stream {name!r}: {nearest(name, list(_INFOS))}")
+        shown = clean(name, 80)
+        raise UsageError(f"there is no stream {shown!r}: {nearest(shown, list(_INFOS))}")
     return _INFOS[name]

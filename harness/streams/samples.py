@@ -81,10 +81,35 @@ class FileImages:
         return _in_colour(out)
 
 
+def read_header(path: Path) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a .npy file of uint8, and how many bytes before its values.
+
+    Raises OSError or ValueError if it is not such a file, or not whole; a pipe or a device is never opened.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no regular file {path.name}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # numpy's reader raises whatever the text makes it stumble over
+            raise ValueError(f"{path.name} is no .npy file") from error
+        offset = file.tell()
+    if fortran_order or dtype != np.uint8 or size != offset + math.prod(shape):
+        raise ValueError(f"{path.name} has {size:,} B, which its header of {dtype} {shape} does not say")
+    return shape, offset
+
+
 def open_images(path: Path) -> FileImages:
-    """Open a .npy file of uint8 images. Raises OSError or ValueError when it is not one, or not whole."""
-    header = np.load(path, mmap_mode="r")
-    return FileImages(path, header.shape, header.offset)
+    """Open a .npy file of uint8 images. Raises as `read_header` does."""
+    return FileImages(path, *read_header(path))
+
+
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """Return the class numbers in a .npy file of uint8 [N] as int64 [N]. Raises as `read_header` does."""
+    shape, offset = read_header(path)
+    return np.fromfile(path, np.uint8, offset=offset).reshape(shape).astype(np.int64)
 
 
 def _in_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,17 +93,39 @@ def test_a_run_never_starts_from_a_file_that_changed(tmp_path: Path) -> None:
         build(run, Unwatched(), Sources(weights=str(path)))
 
 
-def test_a_folder_of_images_makes_a_trunk(tmp_path: Path) -> None:
+def test_a_folder_of_images_makes_a_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs", "eels"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(20):
             pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+        (tmp_path / "photos" / name / "20.webp").touch()
     done = pretrained(tmp_path / "trunk.safetensors", folder=tmp_path / "photos", batch_size=18, epochs=2)
     assert done.steps == 6
+    said = capsys.readouterr().err
+    assert f"clmem: {tmp_path / 'photos'}: 54 + 6 images of 3 classes, one task; left out 3 files" in said
+    assert "3 .webp (such as cats/20.webp)" in said
     assert load_file(done.path)["fc.weight"].shape == (3, 8)
     default = method_class("joint").Config().lr
     assert method_config(spec()).lr != default, "tuned on another data set"
     with safe_open(done.path, "pt") as file:
         assert f"lr {default}," in file.metadata()["steps"]
+
+
+def test_weights_that_could_not_be_written_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.pretrain.build", lambda *_: pytest.fail("the work began"))
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="is no file, so the weights cannot take its place"):
+            pretrained(out)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "trunk.safetensors", Path("/proc/clmem/trunk.safetensors"), tmp_path / ("x" * 300)):
+        with pytest.raises(UsageError, match=r"cannot write weights to .*; give another path"):
+            pretrained(out)
+
+
+def test_a_tilde_in_the_path_of_weights_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pretrained(Path("~/trunk.safetensors"), steps_per_task=1).path == tmp_path / "trunk.safetensors"
+    assert (tmp_path / "trunk.safetensors").is_file()

@@ -6,9 +6,10 @@ import gzip
 import hashlib
 import io
 import pickle
+import signal
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from harness.streams import archives, cache, cifar, idx, tinyimagenet
 UNREACHABLE = "http://127.0.0.1:9/"
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def archive_of(file: str, content: bytes) -> archives.Archive:
+    """Return an archive that is told by this content and cannot be fetched."""
+    return archives.Archive(file, UNREACHABLE + file, sha256(content), len(content))
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +37,20 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLMEM_DATA_ROOT", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(archives, "SYSTEM_FOLDERS", ())
+
+
+@pytest.fixture
+def within_a_minute() -> Iterator[None]:
+    """Fail instead of waiting for ever, as whoever opens a pipe that nobody writes to does."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("nothing came for a minute")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -58,7 +78,9 @@ def tiny_fashion(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
             packed = gzip.compress(content)
             (data_root / f"{stem}-{kind}-ubyte.gz").write_bytes(packed)
             arrays[f"{split}_{part}"] = array
-            files[f"{split}_{part}"] = idx.IdxFile(f"{stem}-{kind}-ubyte", md5(packed), md5(content))
+            files[f"{split}_{part}"] = idx.IdxFile(
+                f"{stem}-{kind}-ubyte", sha256(packed), len(packed), sha256(content), len(content)
+            )
     monkeypatch.setattr(idx, "_URL", UNREACHABLE)
     _install(monkeypatch, "split-fashion-mnist", idx.convert, idx.IdxSource(**files))
     return arrays
@@ -92,9 +114,9 @@ def tiny_cifar(request: pytest.FixtureRequest, data_root: Path, monkeypatch: pyt
                 (data_root / source.folder / file).write_bytes(content)
         expected = replace(
             source,
-            archive=replace(source.archive, url=UNREACHABLE + source.archive.file, md5=md5(buffer.getvalue())),
-            train=tuple((file, md5(contents[file])) for file, _ in source.train),
-            test=tuple((file, md5(contents[file])) for file, _ in source.test),
+            archive=archive_of(source.archive.file, buffer.getvalue()),
+            train=tuple((file, sha256(contents[file])) for file, _ in source.train),
+            test=tuple((file, sha256(contents[file])) for file, _ in source.test),
         )
         _install(monkeypatch, name, cifar.convert, expected)
         train = [file for file, _ in source.train]
@@ -126,7 +148,7 @@ def tiny_imagenet(request: pytest.FixtureRequest, data_root: Path, monkeypatch: 
     with zipfile.ZipFile(archive, "w") as file:
         for name, content in files.items():
             file.writestr(f"{source.folder}/{name}", content)
-    expected = replace(source.archive, url=UNREACHABLE + source.archive.file, md5=md5(archive.read_bytes()))
+    expected = archive_of(source.archive.file, archive.read_bytes())
     if request.param == "extracted":
         with zipfile.ZipFile(archive) as file:
             file.extractall(data_root)

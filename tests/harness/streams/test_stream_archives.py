@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
-import sys
-import threading
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.streams import archives, cifar, idx, open_stream, prepare
+from harness.streams import archives, cifar, idx, open_stream, prepare, tinyimagenet
 from harness.streams.samples import grey_to_colour
 from harness.streams.stream import TaskStream
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 def opened(name: str, data_root: Path | None, **changes: Any) -> TaskStream:
@@ -86,7 +87,7 @@ def test_a_corrupt_idx_file_is_named_with_both_checksums(tiny_fashion: dict[str,
     path = data_root / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\0"))
     with pytest.raises(
-        UsageError, match=rf"{path.name} .* after decompression is [0-9a-f]{{32}}, expected [0-9a-f]{{32}}"
+        UsageError, match=rf"{path.name} .* after decompression is [0-9a-f]{{64}}, expected [0-9a-f]{{64}}"
     ):
         prepare("split-fashion-mnist", data_root)
 
@@ -105,8 +106,8 @@ def test_corrupt_cifar_is_never_unpickled(
     monkeypatch.setattr(cifar.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
     for path in (data_root / "cifar-10-python.tar.gz", data_root / "cifar-10-batches-py" / "data_batch_1"):
         if path.exists():
-            path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UsageError, match=r"(python\.tar\.gz|data_batch_1) is not the official file: its md5 is"):
+            path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(UsageError, match=r"(python\.tar\.gz|data_batch_1) is not the official file: its sha256 is"):
         prepare("split-cifar10", data_root)
 
 
@@ -128,6 +129,50 @@ def test_an_incomplete_tinyimagenet_folder_is_named(tiny_imagenet: list[str], da
         prepare("split-tinyimagenet", data_root)
 
 
+@pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
+@pytest.mark.parametrize("name", ["../../../secret.JPEG", "/etc/passwd", "deeper/val_0.JPEG", ".val_0.JPEG", ""])
+def test_an_annotation_that_leads_out_of_its_folder_is_refused(
+    tiny_imagenet: list[str], data_root: Path, tmp_path: Path, name: str
+) -> None:
+    folder = data_root / "tiny-imagenet-200"
+    shutil.copy(folder / "val" / "images" / "val_0.JPEG", tmp_path / "secret.JPEG")
+    shutil.copytree(folder / "val" / "images", folder / "val" / "images" / "deeper")
+    lists = folder / "val" / "val_annotations.txt"
+    lists.write_text(lists.read_text().replace("val_0.JPEG", name, 1))
+    with pytest.raises(UsageError, match=r"expected names of files in val/val_annotations\.txt, found"):
+        prepare("split-tinyimagenet", data_root)
+
+
+@pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
+@pytest.mark.parametrize(
+    ("file", "damage", "expected"),
+    [
+        ("wnids.txt", lambda text: text.replace(b"n", b"\xff", 1), "UTF-8 text in wnids.txt"),
+        ("wnids.txt", lambda text: text[:10] + text[:10] + text[20:], "200 classes in wnids.txt, found 199"),
+        ("val/val_annotations.txt", lambda text: text.replace(b"val_1.", b"val_0.", 1), "200 images .* found 199"),
+        ("val/images/val_7.JPEG", lambda image: image + bytes(tinyimagenet.LARGEST_BYTES), "the file val/images/val_7"),
+    ],
+    ids=["no-utf8", "a-class-twice", "an-image-twice", "huge"],
+)
+def test_lists_and_files_that_are_not_official_are_named(
+    tiny_imagenet: list[str], data_root: Path, file: str, damage: Any, expected: str
+) -> None:
+    path = data_root / "tiny-imagenet-200" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UsageError, match=rf"tiny-imagenet-200 is not complete: expected {expected}"):
+        prepare("split-tinyimagenet", data_root)
+
+
+@pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
+def test_a_file_that_is_no_jpeg_is_not_given_to_another_reader(
+    tiny_imagenet: list[str], data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    (data_root / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG").write_bytes(EPS)
+    with pytest.raises(UsageError, match=r"holds no readable image val/images/val_3\.JPEG \(it is none of BMP, JPEG"):
+        prepare("split-tinyimagenet", data_root)
+
+
 @pytest.mark.parametrize("tiny_imagenet", ["archive"], indirect=True)
 def test_a_corrupt_zip_is_named(tiny_imagenet: list[str], data_root: Path) -> None:
     path = data_root / "tiny-imagenet-200.zip"
@@ -136,61 +181,66 @@ def test_a_corrupt_zip_is_named(tiny_imagenet: list[str], data_root: Path) -> No
         prepare("split-tinyimagenet", data_root)
 
 
-def test_missing_data_says_where_to_put_it(tiny_fashion: dict[str, np.ndarray], tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", reason="torchvision downloads and is not installed")
-    empty = tmp_path / "empty"
-    with pytest.raises(
-        UsageError, match=rf"train-images-idx3-ubyte\.gz was not found .* put it .* into {empty}.*--data-root"
-    ):
-        prepare("split-fashion-mnist", empty)
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tiny_fashion: dict[str, np.ndarray], data_root: Path) -> None:
+    path = data_root / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(2**26), 1))
+    with pytest.raises(UsageError, match=rf"{path.name} is not the official file: it has .* more than its content"):
+        prepare("split-fashion-mnist", data_root)
+    path.write_bytes(gzip.compress(bytes(2**24)))
+    tracemalloc.start()
+    with pytest.raises(UsageError, match=rf"{path.name} is not the official file: it unpacks to more than 28 B"):
+        prepare("split-fashion-mnist", data_root)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
-def test_without_torchvision_a_download_says_so(
-    tiny_fashion: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_idx_file_of_another_size_is_refused(
+    tiny_fashion: dict[str, np.ndarray], data_root: Path, packed: bool
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.datasets.utils", None)
-    with pytest.raises(UsageError, match=r"could not be downloaded .*torchvision.* put it"):
-        prepare("split-fashion-mnist", tmp_path)
+    path = data_root / "t10k-labels-idx1-ubyte.gz"
+    content = gzip.decompress(path.read_bytes())[:-1]
+    path.unlink()
+    path = path if packed else path.with_suffix("")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(UsageError, match=rf"{path.name} is not the official file: its sha256"):
+        prepare("split-fashion-mnist", data_root)
 
 
-def test_a_data_root_that_is_a_file_is_refused(tiny_fashion: dict[str, np.ndarray], data_root: Path) -> None:
-    file = data_root / "train-images-idx3-ubyte.gz"
-    with pytest.raises(UsageError, match="is a file, but the data root must be the folder"):
-        prepare("split-fashion-mnist", file)
-
-
-@pytest.fixture
-def served(data_root: Path) -> Iterator[str]:
-    """Serve the data folder over HTTP and give its address."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(data_root)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_downloads_are_checked_and_leave_no_half_file(
-    tiny_fashion: dict[str, np.ndarray], served: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("split-fashion-mnist", "train-images-idx3-ubyte.gz"),
+        ("split-cifar10", "cifar-10-python.tar.gz"),
+        ("split-tinyimagenet", "tiny-imagenet-200.zip"),
+    ],
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_as_an_archive_is_refused(
+    name: str, file: str, make: Any, data_root: Path, within_a_minute: None
 ) -> None:
-    pytest.importorskip("torchvision", reason="torchvision downloads and is not installed")
-    monkeypatch.setattr(idx, "_URL", served)
-    file = data_root / "t10k-labels-idx1-ubyte.gz"
-    good = file.read_bytes()
-    file.write_bytes(good[:-4])
-    target = tmp_path / "downloads"
-    with pytest.raises(UsageError, match=f"{file.name} was not found and could not be downloaded"):
-        prepare("split-fashion-mnist", target)
-    assert not (target / file.name).exists()
-    file.write_bytes(good)
-    prepare("split-fashion-mnist", target)
-    assert sorted(path.name for path in target.iterdir()) == sorted(path.name for path in data_root.iterdir())
+    make(data_root / file)
+    with pytest.raises(UsageError, match=f"{re.escape(file)}: it is no regular file"):
+        prepare(name, data_root)
+
+
+@pytest.mark.parametrize("tiny_cifar", ["extracted"], indirect=True)
+@pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("split-cifar10", "cifar-10-batches-py/data_batch_2"),
+        ("split-tinyimagenet", "tiny-imagenet-200/wnids.txt"),
+        ("split-tinyimagenet", "tiny-imagenet-200/val/images/val_0.JPEG"),
+    ],
+)
+def test_a_pipe_in_an_extracted_folder_is_refused(
+    name: str, file: str, tiny_cifar: dict[str, Any], tiny_imagenet: list[str], data_root: Path, within_a_minute: None
+) -> None:
+    (data_root / file).unlink()
+    os.mkfifo(data_root / file)
+    with pytest.raises(UsageError, match=f"is not complete: expected the file .*{Path(file).name}"):
+        prepare(name, data_root)
 
 
 def test_the_real_fashion_mnist_of_a_distribution_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +257,12 @@ def test_the_real_fashion_mnist_of_a_distribution_is_accepted(monkeypatch: pytes
     assert all(image.numpy().tobytes() in whole for image in ours)
 
 
-def test_the_official_checksums_are_the_published_ones() -> None:
-    datasets = pytest.importorskip("torchvision.datasets", reason="torchvision lists them and is not installed")
-    for ours, theirs in ((cifar.CIFAR10, datasets.CIFAR10), (cifar.CIFAR100, datasets.CIFAR100)):
-        assert ours.archive == archives.Archive(theirs.filename, theirs.url, theirs.tgz_md5)
-        assert [list(pair) for pair in (*ours.train, *ours.test)] == theirs.train_list + theirs.test_list
-    source = idx.FASHION_MNIST
-    files = (source.train_images, source.train_labels, source.test_images, source.test_labels)
-    assert [(file.archive.file, file.gz_md5) for file in files] == [tuple(r) for r in datasets.FashionMNIST.resources]
+def test_every_archive_is_told_by_sha256_and_fetched_with_tls() -> None:
+    fashion = idx.FASHION_MNIST
+    files = (fashion.train_images, fashion.train_labels, fashion.test_images, fashion.test_labels)
+    sources = (cifar.CIFAR10, cifar.CIFAR100, tinyimagenet.TINY_IMAGENET)
+    for archive in [file.archive for file in files] + [source.archive for source in sources]:
+        assert archive.url.startswith("https://")
+        assert archive.url.endswith(f"/{archive.file}")
+        assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
+        assert archive.size_bytes > 0

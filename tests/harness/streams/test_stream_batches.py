@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.streams import STREAMS, open_stream
+from harness.streams.catalog import lookup
 from harness.streams.stream import TaskStream
 from methods.base import Batch
 
@@ -190,6 +191,23 @@ def test_numbers_below_one_are_refused(option: str) -> None:
 def test_an_unknown_stream_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(UsageError, match=r"no stream 'split-cifar': did you mean .*'split-cifar10'"):
         open_stream("split-cifar", seed=0, batch_size=1, epochs=1)
+
+
+@pytest.mark.parametrize("digits", ["7", "2049", "9" * 5000])
+def test_a_side_that_no_image_has_is_refused_however_long(digits: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"images of {digits[:20]}.* cannot be made; give a side of 8 to 2048"
+    ) as refused:
+        lookup(f"synthetic-{digits}px")
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["synthetic-9\u0663px", "synthetic-032px", "synthetic--8px", "x" * 10**6, "\x1b[2J\n"])
+def test_a_name_of_no_stream_is_answered_in_one_short_line(name: str) -> None:
+    with pytest.raises(UsageError, match="there is no stream '") as refused:
+        lookup(name)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
 
 
 def test_positions_say_which_of_its_tasks_samples_a_batch_holds() -> None:

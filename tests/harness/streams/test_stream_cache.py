@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.streams import cache, open_stream, prepare
 from harness.streams.samples import ArrayImages, open_images
 
 NAME = "split-fashion-mnist"
+EVERY = np.arange(40)
 
 
 def opened(data_root: Path | None) -> str:
@@ -82,6 +88,126 @@ def test_what_a_killed_conversion_left_is_removed(tiny_fashion: dict[str, np.nda
     assert not abandoned.exists()
 
 
+@pytest.fixture
+def prepared(tiny_fashion: dict[str, np.ndarray], data_root: Path) -> Path:
+    """Return the folder of prepared data, whose source is gone."""
+    prepare(NAME, data_root)
+    shutil.rmtree(data_root)
+    return cache.prepared_folder(NAME)
+
+
+def change(path: Path, place: int, byte: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] = byte
+    path.write_bytes(content)
+
+
+def refusal() -> str:
+    with pytest.raises(UsageError, match=r"does not hold prepared data .*; delete this folder") as refused:
+        prepare(NAME)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_prepared_files_that_somebody_edited_are_refused(prepared: Path) -> None:
+    path = prepared / "train_images.npy"
+    change(path, -1, path.read_bytes()[-1] ^ 1)
+    assert "not the ones that were written" in refusal()
+    change(path, -1, path.read_bytes()[-1] ^ 1)
+    prepare(NAME)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    file=st.sampled_from([*(f"{part}.npy" for part in cache.FILES), cache.META]),
+    place=st.floats(0, 1),
+    to=st.binary(min_size=1, max_size=1),
+)
+def test_a_changed_byte_is_refused_or_says_the_same(prepared: Path, file: str, place: float, to: bytes) -> None:
+    path = prepared / file
+    good = path.read_bytes()
+    data = cache.load(NAME)
+    change(path, min(int(place * len(good)), len(good) - 1), to[0])
+    try:
+        prepare(NAME)
+        again = cache.load(NAME)
+        assert again.digest == data.digest
+        assert np.array_equal(again.train.labels, data.train.labels)
+        assert np.array_equal(again.train.images.gather(EVERY), data.train.images.gather(EVERY))
+    except UsageError:
+        refusal()
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_process_reads_prepared_files_through_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(cache, "_blocks", lambda path, _: read.append(path) or [])
+    opened(None)
+    assert read == [], "a process that measures only opens them"
+    prepare(NAME)
+    assert read == [], "they were read when they were prepared"
+    os.utime(prepared / "test_labels.npy", ns=(1, 1))
+    assert "not the ones that were written" in refusal()
+    assert len(read) == 4
+
+
+def test_prepared_files_are_checked_in_shape_and_type(prepared: Path) -> None:
+    labels, images = prepared / "train_labels.npy", prepared / "train_images.npy"
+    good = {path: path.read_bytes() for path in (labels, images)}
+    for path, array, said in (
+        (labels, np.full(40, 10, np.uint8), "a train label of 10, but there are 10 classes"),
+        (labels, np.zeros(39, np.uint8), "with labels of shape (39,)"),
+        (labels, np.zeros(40, np.int64), "which its header of int64 (40,) does not say"),
+        (images, np.zeros((40, 28, 27), np.uint8), "train images of shape (40, 28, 27)"),
+        (images, np.zeros((28, 28, 40), np.uint8).T, "which its header of uint8 (40, 28, 28) does not say"),
+        (images, np.array([{}]), "which its header of object (1,) does not say"),
+    ):
+        np.save(path, array)
+        assert said in refusal()
+        path.write_bytes(good[path])
+    (prepared / "train_images.npy").write_bytes(npy_header("(" * 5000))
+    assert "train_images.npy is no .npy file" in refusal()
+    (prepared / "train_images.npy").write_bytes(npy_header("'shape': (10**18, 28, 28)"))
+    refusal()
+
+
+def npy_header(text: str) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, {text}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"null",
+        b"[]",
+        b'{"format": 1}',
+        b'{"format": 1, "digest": 5}',
+        b'{"format": 1, "digest": "../x"}',
+        b'{"format": 2, "digest": "' + b"0" * 32 + b'"}',
+        b"[" * 4000,
+        b" " * 5000,
+        b"\xff",
+    ],
+)
+def test_a_description_that_clmem_did_not_write_is_refused(prepared: Path, meta: bytes) -> None:
+    (prepared / cache.META).write_bytes(meta)
+    assert "meta.json is not what clmem wrote" in refusal()
+
+
+@pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "meta.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_in_the_cache_is_refused(
+    prepared: Path, file: str, make: Any, within_a_minute: None
+) -> None:
+    (prepared / file).unlink()
+    make(prepared / file)
+    assert file in refusal()
+    with pytest.raises(UsageError, match="delete this folder"):
+        cache.load(NAME)
+
+
 @pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "meta.json"])
 def test_damaged_prepared_data_is_named_with_the_remedy(
     tiny_fashion: dict[str, np.ndarray], data_root: Path, file: str
@@ -93,6 +219,52 @@ def test_damaged_prepared_data_is_named_with_the_remedy(
         opened(None)
     shutil.rmtree(path.parent)
     opened(data_root)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to write to")
+@pytest.mark.parametrize("name", [NAME, "split-tinyimagenet"])
+@pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
+def test_a_full_disk_is_named_and_leaves_nothing(
+    name: str, tiny_fashion: object, tiny_imagenet: object, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = cache.CONVERTERS[name]
+
+    def onto_a_full_disk(folder: Path, root: str | Path | None) -> None:
+        (folder / "train_images.npy").symlink_to("/dev/full")
+        convert(folder, root)
+
+    monkeypatch.setitem(cache.CONVERTERS, name, onto_a_full_disk)
+    with pytest.raises(UsageError, match=rf"{name} could not be prepared in .*free space"):
+        prepare(name, data_root)
+    left = [item.name for item in cache.prepared_folder(name).parent.iterdir() if not item.name.endswith(".lock")]
+    assert left == []
+
+
+def test_who_waits_for_another_process_says_so(
+    tiny_fashion: object, data_root: Path, monkeypatch: pytest.MonkeyPatch, within_a_minute: None
+) -> None:
+    target = cache.prepared_folder(NAME)
+    target.parent.mkdir(parents=True)
+    held, said = FileLock(target.with_name(f"{target.name}.lock")), []
+
+    def hear(text: str, **_: object) -> None:
+        said.append(text)
+        held.release()
+
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(cache, "print", hear, raising=False)
+    held.acquire()
+    prepare(NAME, data_root)
+    assert said == [f"clmem: waiting for another process that prepares {target}"]
+    opened(None)
+
+
+def test_prepared_data_are_read_from_a_cache_without_locks(prepared: Path) -> None:
+    for lock in prepared.parent.glob("*.lock"):
+        lock.unlink()
+    prepare(NAME)
+    opened(None)
+    assert [path.name for path in prepared.parent.iterdir()] == [prepared.name]
 
 
 def test_an_unusable_cache_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from harness.errors import UsageError
 from harness.streams import folder
 from harness.streams.folder import open_folder
+from harness.streams.pictures import LARGEST_BYTES
 from harness.streams.stream import TaskStream
 
 
@@ -111,16 +113,118 @@ def test_grey_palette_and_transparent_images_become_colour(images: Path) -> None
     assert len(data.train.labels) + len(data.test.labels) == 35
 
 
-def test_every_listed_format_is_read_and_others_are_left_alone(images: Path) -> None:
+def test_every_listed_format_is_read_and_hidden_files_are_not(images: Path) -> None:
     for name in ("a.JPG", "b.jpeg", "c.bmp", "d.ppm"):
         write(images / "ant" / "deeper" / name, (1, 2, 3))
-    for name in ("notes.txt", "._001.png", ".hidden/x.png", "raw.gif"):
+    for name in ("._001.png", ".hidden/x.png"):
         (images / "ant" / name).parent.mkdir(exist_ok=True)
         (images / "ant" / name).write_bytes(b"no image")
     (images / ".cache").mkdir()
+    (images / ".DS_Store").touch()
     info, data = open_folder(images)
     assert info.num_classes == 2
     assert len(data.train.labels) + len(data.test.labels) == 35
+    assert info.description.endswith("32 + 3 images of 2 classes, one task")
+
+
+def test_files_that_are_not_read_are_counted_and_named(images: Path, within_a_minute: None) -> None:
+    for number in range(30):
+        (images / "ant" / f"{number}.TIF").touch()
+    for name in ("ant/0.webp", "zebra/deeper/1.webp", "zebra/labels", "loose.png", "readme.md"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).touch()
+    os.mkfifo(images / "zebra" / "0.png")
+    (images / "zebra" / "1.png").symlink_to(images / "nowhere")
+    (images / "zebra" / "more").symlink_to(images / "ant")
+    info, data = open_folder(images)
+    assert len(data.train.labels) + len(data.test.labels) == 31
+    assert info.description == (
+        f"{images}: 28 + 3 images of 2 classes, one task; left out 38 files, because images are "
+        ".bmp, .jpeg, .jpg, .png, .ppm in class folders: 30 .tif (such as ant/0.TIF), "
+        "3 special files and links (such as zebra/0.png), 2 .webp (such as ant/0.webp), "
+        "2 outside the class folders (such as loose.png), 1 without a suffix (such as zebra/labels)"
+    )
+
+
+def test_many_kinds_of_files_that_are_not_read_are_summed_up(tmp_path: Path) -> None:
+    for half in ("train", "val"):
+        for name in ("ant", "bee"):
+            write_class(tmp_path / half / name, 2, 0)
+            for number in range(8):
+                (tmp_path / half / name / f"x.{number}\x1b[2J\n").touch()
+    description = open_folder(tmp_path)[0].description
+    assert "left out 32 files" in description
+    assert description.endswith(", 4 .4 (such as ant/x.4), 3 more kinds")
+    assert description.isprintable()
+
+
+def test_a_refusal_names_what_was_left_out(images: Path) -> None:
+    for file in (images / "zebra").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    assert "class zebra has 0 images" in (message := refusal(images))
+    assert "left out 10 files" in message
+    assert "10 .gif (such as zebra/000.gif)" in message
+    shutil.rmtree(images / "ant")
+    assert "10 .gif" in refusal(images)
+
+
+def test_links_to_files_are_followed_and_circles_are_not(images: Path, tmp_path: Path) -> None:
+    (images / "ant" / "000.png").rename(tmp_path / "elsewhere")
+    (images / "ant" / "000.png").symlink_to(tmp_path / "elsewhere")
+    (images / "zebra" / "circle").symlink_to(images)
+    (images / "itself").symlink_to(images / "itself")
+    info, data = open_folder(images)
+    assert info.num_classes == 2
+    assert len(data.train.labels) + len(data.test.labels) == 31
+    (images / "third").symlink_to(images / "ant")
+    assert open_folder(images)[0].num_classes == 3, "a class folder may be a link"
+    (images / "circle").symlink_to(images)
+    assert f"{images / 'circle'} links to a folder that it lies in" in refusal(images)
+
+
+def test_a_device_named_like_an_image_is_left_out(images: Path, within_a_minute: None) -> None:
+    (images / "ant" / "zero.png").symlink_to("/dev/zero")
+    assert "1 special files and links (such as ant/zero.png)" in open_folder(images)[0].description
+
+
+def test_folders_and_files_need_not_have_names_in_utf8(images: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    images.rename(odd)
+    (odd / "ant").rename(odd / os.fsdecode(b"\xe4nt"))
+    (odd / "zebra" / os.fsdecode(b"\xff.webp")).touch()
+    info, data = open_folder(odd)
+    assert len(data.train.labels) == 28
+    info.description.encode("utf-8")
+
+
+def test_a_tilde_is_the_home_folder(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(images.parent))
+    assert open_folder("~/images")[0].num_classes == 2
+
+
+def test_16_bit_grey_images_are_not_white(images: Path) -> None:
+    for number in range(10):
+        Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)).save(images / "zebra" / f"{number:03d}.png")
+    _, data = open_folder(images)
+    assert colours(data.test.images.gather(np.array([2]))) == [(90, 90, 90)]
+
+
+def test_photographs_are_turned_upright(images: Path) -> None:
+    half = Image.new("RGB", (32, 64), (255, 255, 255))
+    half.paste((0, 0, 0), (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    half.save(images / "zebra" / "009.png", exif=exif)
+    _, data = open_folder(images)
+    turned = data.test.images.gather(np.array([2]))[0, 0]
+    assert turned[0].tolist() == [255] * 32
+    assert turned[-1].tolist() == [0] * 32
+
+
+def test_a_file_too_large_to_be_an_image_is_refused(images: Path) -> None:
+    with (images / "zebra" / "003.png").open("r+b") as file:
+        file.truncate(LARGEST_BYTES + 1)
+    assert "zebra/003.png is no readable image (it has more than 536,870,912 B)" in refusal(images)
 
 
 def test_the_digest_is_of_the_content(images: Path, tmp_path: Path) -> None:
@@ -148,6 +252,8 @@ def test_it_opens_as_a_stream_whose_batches_are_normalised(images: Path) -> None
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+    assert "NUL" in refusal(Path("a\0b"))
+    assert "cannot be listed" in refusal(tmp_path / ("x" * 5000))
     assert "does not exist" in refusal(tmp_path / "absent")
     (tmp_path / "file").touch()
     assert "is a file" in refusal(tmp_path / "file")
