@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def write_page(name: str, title: str, note: str, headers: Sequence[str], rows: S
     found = environment()
     code = str(found.get("commit"))[:10] + (" with uncommitted changes" if found.get("dirty") else "")
     where = (
-        f"{found['device']} ({found['vectors']}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
+        f"{found['device']} ({found['vectors']}), {found['cores']} cores, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, commit {code}"
     )
     table = markdown_table(headers, rows)

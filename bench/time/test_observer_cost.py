@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from harness.inherited import COUNTING_THREADS
 from harness.job import Job
 from harness.processes import Workers
 from harness.spec import RunSpec
 
 ROUNDS = 3
-THREADS = os.cpu_count() or 1
 
 BARE = """
 import sys
@@ -41,7 +41,11 @@ def bare_step_s(spec: RunSpec) -> float:
     done = subprocess.run(
         [sys.executable, "-c", BARE],
         input=spec.model_dump_json(),
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": str(THREADS)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": str(COUNTING_THREADS),
+        },
         capture_output=True,
         text=True,
         timeout=600,
@@ -53,7 +57,7 @@ def bare_step_s(spec: RunSpec) -> float:
 
 
 def observed_step_s(spec: RunSpec) -> float:
-    outcome = Workers(threads=THREADS).run(Job(spec=spec, what="attribution"), 600, lambda fields: None)
+    outcome = Workers(threads=COUNTING_THREADS).run(Job(spec=spec, what="attribution"), 600, lambda fields: None)
     assert outcome.status == "ok", outcome.reason
     return steady_step_s(outcome.phase_s["step"], outcome.steps)
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from harness.results import load_result
 from tests.campaign.tally import Tally
+from tests.harness import rogue
 
 SUITE = """
 title = "to be killed"
-methods = ["er"]
+methods = ["er", "rogue-forker"]
 streams = ["split-fashion-mini"]
 width = 1
 batch_size = 50
@@ -27,9 +28,15 @@ buffer_size = 20
 replay_size = 10
 steps_per_task = 4
 epochs = 12
-seeds = [0, 1, 2]
+seeds = [0, 1]
 measure = ["accuracy", "peak"]
+[[vary]]
+methods = ["er"]
+[[vary]]
+methods = ["rogue-forker"]
+seeds = [0]
 """
+"""Small runs, one of which forks processes that sleep."""
 
 COMPARED = (
     "spec",
@@ -44,6 +51,7 @@ COMPARED = (
 )
 """What of a result no interruption may change."""
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240
 """After which a command that should have ended counts as a hang."""
 
@@ -70,6 +78,8 @@ def kill_at_random(tally: Tally, folder: Path, seconds: float, seed: int) -> Non
     rng = random.Random(seed)
     suite = folder / "suite.toml"
     suite.write_text(SUITE)
+    (folder / "rogue").mkdir()
+    rogue.install(folder / "rogue")
     reference = folder / "reference"
     expected = _complete(tally, suite, reference)
     end, number = time.monotonic() + seconds, 0
@@ -96,7 +106,7 @@ def _start(suite: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "CLMEM_CHECKPOINT_S": "0.5"},
+        env={**os.environ, "CLMEM_CHECKPOINT_S": "0.5", "PYTHONPATH": f"{suite.parent / 'rogue'}{os.pathsep}{ROOT}"},
     )
 
 
@@ -123,7 +133,7 @@ def _disturb(tally: Tally, suite: Path, out: Path, rng: random.Random) -> None:
     while (left := workers_of(process.pid)) and time.monotonic() < gone_by:
         time.sleep(0.1)
     for pid in left:
-        tally.orphans.append(f"worker {pid} outlives {out.name} after {', '.join(struck)}")
+        tally.orphans.append(f"process {pid} outlives {out.name} after {', '.join(struck)}")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     _check_kept(tally, before, out, struck)
