@@ -1,68 +1,147 @@
 """The command `clmem`. Every command turns its options into specs, lets the harness run them, and shows the result.
 
-Exit codes: 0 fine, 1 a check or a run failed, 2 bad usage, 130 interrupted. Errors are one sentence; `--debug` shows
-the traceback. Torch is imported only by commands that run something.
+Exit codes: 0 fine, 1 a check or a run failed, 2 bad usage, 130 interrupted, 141 nobody reads the output. Errors are one
+sentence; `--debug` shows the traceback. Everything is imported inside `main`, so that Ctrl-C in the middle of an import
+is an interruption like any other. Torch is imported only by commands that run something.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 import sys
-from typing import Annotated, Any
+import time
+from types import FrameType
+from typing import Any
 
-import typer
-
-from bench.commands.claims import claims
-from bench.commands.fit import fit
-from bench.commands.listing import list_
-from bench.commands.measure import measure
-from bench.commands.predict import predict
-from bench.commands.pretrain import pretrain
-from bench.commands.probe import probe
-from bench.commands.report import report
-from bench.commands.run import run
-from harness.errors import ClmemError, UsageError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 INTERRUPTED = "interrupted; the same command completes what is missing"
-USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which recent versions of typer carry inside
+LONGEST = 2000
+"""Characters of a message; a path alone may have twice as many."""
+UNREAD = 141
+"""What a shell says of a program that writes into a pipe that nobody reads."""
+AT_ONCE_S = 1.0
+"""Ctrl-C twice within this time is one wish."""
 
 
-@app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
+class _Interrupts:
+    """Remembers Ctrl-C: what it interrupts, such as the import of a library in C, may make another error of it."""
 
+    def __init__(self) -> None:
+        self.happened = False
+        self._last = -AT_ONCE_S
+        self._before: Any = None
 
-for command in (run, measure, predict, fit, report, claims, pretrain, probe):
-    app.command()(command)
-app.command(name="list")(list_)
+    def __enter__(self) -> _Interrupts:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self.happened else self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        again, self.happened, self._last = now - self._last < AT_ONCE_S, True, now
+        if not again:
+            raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; print errors as one sentence."""
     debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        code = app(arguments, standalone_mode=False) or 0
-        message = INTERRUPTED if code == 130 else ""  # typer may turn Ctrl-C into this code itself
-    except USAGE_ERROR as error:
-        message, code = error.format_message(), 2
-    except ClmemError as error:
-        if debug:
-            raise
-        message, code = str(error), 2 if isinstance(error, UsageError) else 1
-    except OSError as error:
-        if debug:
-            raise
-        message, code = f"{error.strerror}: {error.filename}" if error.filename else str(error), 2
-    except (KeyboardInterrupt, typer.Abort):
-        message, code = INTERRUPTED, 130
+    with _Interrupts() as interrupts:
+        try:
+            code, message = _call([argument for argument in sys.argv[1:] if argument != "--debug"], debug)
+        except KeyboardInterrupt:
+            code, message = 130, INTERRUPTED
+        except BaseException:
+            if not interrupts.happened:
+                raise
+        if interrupts.happened:
+            code, message = 130, INTERRUPTED
+    # libraries print a traceback where what they do at exit is interrupted
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if message:  # without arguments the help has been printed, which says enough
-        print(f"clmem: {message}", file=sys.stderr)
+        _say(message)
     sys.exit(code)
+
+
+def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
+    """Call a command; return its exit code, and what is to be said at the end."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may have fewer characters than a message
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        from bench.app import call
+
+        code = call(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except Exception as error:
+        code, message = _explained(error)
+        if debug and code in (1, 2):
+            raise
+        from harness.text import clean
+
+        return code, clean(message, LONGEST)
+    return code, INTERRUPTED if code == 130 else ""  # typer may turn Ctrl-C into this code itself
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Return the exit code of an exception, and one sentence about it."""
+    from harness.errors import ClmemError, UsageError, blame
+
+    if isinstance(error, ClmemError):
+        return 2 if isinstance(error, UsageError) else 1, str(error)
+    if isinstance(error, OSError):
+        _stop_writing()
+        if isinstance(error, BrokenPipeError):
+            return UNREAD, ""
+        said = error.strerror or str(error) or type(error).__name__
+        return 2, said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}"
+    if isinstance(error, MemoryError):
+        return (
+            1,
+            f"this process is out of memory ({str(error) or 'at a request of Python'}); give it less to do, or more",
+        )
+    if isinstance(error, RecursionError):
+        return 1, f"something is nested too deeply to be worked on ({blame(error)})"
+    from bench.app import ABORT, usage_sentence
+
+    if isinstance(error, ABORT):
+        return 130, INTERRUPTED
+    wrong = usage_sentence(error)
+    if wrong is not None:
+        return 2, wrong
+    return 1, f"unexpected {blame(error)}; this is a fault of clmem, and `clmem --debug ...` shows where"
+
+
+def _stop_writing() -> None:
+    """Drop what is still to be written to stdout where it can take nothing, or Python says so again at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str) -> None:
+    if sys.stderr is None:  # closed by whoever started this; print would take stdout
+        return
+    try:
+        print(f"clmem: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads that either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def __getattr__(name: str) -> Any:
+    """Return the typer application for those who import it from here."""
+    if name != "app":
+        raise AttributeError(name)
+    from bench.app import app
+
+    return app
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,39 @@ import typer
 from pydantic import ValidationError
 
 from harness.errors import UsageError
+from harness.files import expand
 from harness.results import RunResult
 from harness.spec import RunSpec, Scalar, Sources, spec_errors, weights_label
+from harness.text import clean
 
 SUITES = Path(__file__).parent / "suites"
+
+
+def named_path(text: str) -> Path:
+    """Return a path as workers and results can be told of it, `~` replaced by the home folder.
+
+    Raises UsageError for one that is no path, or no text in UTF-8.
+    """
+    path = expand(text)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name {clean(str(path))!r} holds bytes that are no text in {sys.getfilesystemencoding()}, so no "
+            "worker could be told of it; rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)"
+        ) from error
+    return path
+
+
+def path_option(*names: str, help: str) -> Any:
+    """Return an option whose value is a path; `~` in it is the home folder."""
+    return typer.Option(*names, help=help, parser=named_path, metavar="PATH")
+
+
+def path_argument(help: str) -> Any:
+    """Return an argument whose value is a path, as `path_option` does."""
+    return typer.Argument(help=help, parser=named_path, metavar="PATH")
+
 
 Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
 Network = Annotated[str | None, typer.Option(help="Network; see `clmem list networks`.")]
@@ -27,17 +57,20 @@ BudgetName = Annotated[
     str | None, typer.Option("--budget", help="What a run may take: a board (`clmem list budgets`), or bytes as 2GiB.")
 ]
 Others = Annotated[
-    int | None, typer.Option(min=0, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB).")
+    int | None,
+    typer.Option(min=0, max=2**63 - 1, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB)."),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
 Execution = Annotated[
     str | None, typer.Option(help="How steps are carried out: plain, lean, or techniques as key=value,key=value.")
 ]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets.")]
+DataRoot = Annotated[Path | None, path_option(help="Folder that holds the data sets.")]
 Weights = Annotated[
-    Path | None, typer.Option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
+    Path | None, path_option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side (default: cores + 1, at most 4).")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Processes side by side (default: cores + 1, at most 4).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -74,10 +107,10 @@ def read_setting(text: str) -> tuple[str, Scalar]:
     """Read key=value, the value as JSON where it is a number or a truth value. Raises UsageError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set takes key=value, not {text!r}; write for example --set lr=0.01")
+        raise UsageError(f"--set takes key=value, not {clean(text, 80)!r}; write for example --set lr=0.01")
     try:
         parsed = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # among them a number of thousands of digits
         return key, value
     return key, parsed if isinstance(parsed, bool | int | float) else value
 

@@ -7,14 +7,16 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from harness.job import Pass
 from harness.results import RunResult
-from harness.runner import Watcher
+from harness.runner import Present, Watcher
 from harness.spec import RunSpec
 from harness.techniques import PLAIN
-from reports.units import mib
+from harness.text import clean, some
+from reports.units import mib, plural
 
 
 class Bars(Watcher):
@@ -43,11 +45,22 @@ class Bars(Watcher):
     ) -> None:
         self._progress.stop()
 
+    def begins(self, present: Present) -> None:
+        """Print what was there already and what of it is measured again."""
+        for line in already_there(present):
+            self._print(line)
+
     def run_done(self, result: RunResult, done: int, total: int) -> None:
         """Move the bar and print one line about the run."""
         self._progress.update(self._runs, completed=done, total=total)
         if self._announce:
-            self._progress.console.print(f"{done:3d}/{total} {summary(result)}", highlight=False, soft_wrap=True)
+            self._print(f"{done:3d}/{total} {summary(result)}")
+            for note in result.notes:
+                self._print(f"        note: {note}")
+
+    def _print(self, line: str) -> None:
+        # what runs say of themselves is no markup: `[/red]` would raise and `[enforce fail]` vanish
+        self._progress.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def progress(self, spec: RunSpec, what: Pass, fields: dict[str, Any] | None) -> None:
         """Show where a pass is."""
@@ -59,8 +72,24 @@ class Bars(Watcher):
                 return
             if key not in self._lines:
                 self._lines[key] = self._progress.add_task("", total=None)
-            text = f"  {spec.method} {what}: task {fields['task']} {fields['phase']}"
+            text = escape(f"  {clean(spec.method)} {what}: task {fields['task']} {clean(str(fields['phase']))}")
             self._progress.update(self._lines[key], description=text, completed=fields["steps"])
+
+
+def already_there(present: Present) -> list[str]:
+    """Return sentences about the results that a directory held before; none where it was empty."""
+    lines = []
+    if present.kept or present.changed or present.measuring_changed:
+        lines.append(f"{present.kept} of {plural(present.total, 'result')} were there already")
+    if present.changed:
+        lines.append(f"{some(present.changed)} changed since then: measuring again")
+    if present.measuring_changed:
+        were = "was" if present.measuring_changed == 1 else "were"
+        number = plural(present.measuring_changed, "result")
+        lines.append(f"{number} {were} measured by other code of clmem: measuring again")
+    if present.undated:
+        lines.append(f"{present.undated} of those kept do not say which code measured them")
+    return lines
 
 
 def summary(result: RunResult) -> str:

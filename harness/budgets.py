@@ -16,8 +16,10 @@ from pathlib import Path
 from harness.errors import UsageError, nearest
 from harness.files import read_toml
 from harness.targets import allocator_of
+from harness.text import clean
 
 MIB = 2**20
+LARGEST_BYTES = 2**62
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -65,13 +67,15 @@ def budget(text: str) -> Budget:
     """Return the budget of a board's name, or of bytes such as 2000000000, 2GB or 2GiB. Raises UsageError."""
     if text in boards():
         return boards()[text]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]?i?)b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmg]?i?)b?", text.strip().lower())
     if found is None or found[2] == "i":
         raise UsageError(
-            f"there is no budget {text!r}: give bytes, such as 2000000000 or 2GiB, or a board: "
-            f"{nearest(text, list(boards()))}"
+            f"there is no budget {clean(text, 80)!r}: give bytes, such as 2000000000 or 2GiB, or a board: "
+            f"{nearest(text, boards())}"
         )
     size = int(float(found[1]) * UNITS[found[2]])
+    if size > LARGEST_BYTES:
+        raise UsageError(f"a budget of {text!r} is more than any machine has; give at most {LARGEST_BYTES:,} B")
     if size == 0:
         raise UsageError(f"a budget of {text!r} leaves nothing to run in; give the bytes that a run may take")
     return Budget(text, f"{size:,} B", size, {})

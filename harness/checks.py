@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import torch
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, lru_cache
 
-from harness.build import build
+import torch
+from torch import Tensor, nn
+
+from harness.build import Run, build
 from harness.devices import check_device
-from harness.errors import UsageError
+from harness.errors import ClmemError, UsageError, blame
+from harness.execution.batch_norm import batch_norms
 from harness.execution.monitor import Unwatched
+from harness.memory.predicted import ShapeRecorder
+from harness.networks import build_network
+from harness.out_of_memory import is_limited, means_out_of_memory
 from harness.registry import method_class
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.streams import prepare
 from harness.targets import allocator_of, device_of
+from harness.techniques import PLAIN, techniques
+from harness.training import Progress, short_schedule, train
+
+NARROW = 2
+"""Channels of the network with which steps are taken: enough to say what is normalised together."""
+
+IRRELEVANT: Mapping[str, object] = {
+    "seed": 0, "measure": "memory", "epochs": 1, "steps_per_task": None, "budget": None
+}  # fmt: skip
+"""What runs of a suite differ in that decides nothing about how they are put together: those are checked once."""
 
 
 def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) -> None:
     """Raise UsageError, one sentence, for anything in a spec that cannot be carried out; fetch its data if need be.
 
-    The run is put together once, without memory where that can be: a method refuses impossible settings where it would
-    use them. here: False for a run that is predicted, whose device need not be there.
+    The run is put together once, on tensors without values where that can be: a method refuses impossible settings
+    where it would use them. here: False for a run that is predicted, whose device need not be there.
     """
     if here:
         check_device(spec.target)
@@ -36,10 +56,112 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) 
         )
     prepare(spec.stream, sources.data_root)
     try:
-        try:
-            with torch.device("meta"):
-                build(spec, Unwatched(), sources, device="meta")
-        except NotImplementedError:  # something must be read from the weights, such as which channels to remove
-            build(spec, Unwatched(), sources, device="cpu")
+        image_shape = _put_together(spec.model_copy(update=IRRELEVANT), sources)
+    except ClmemError:
+        raise
     except ValueError as error:
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {error}") from error
+    except Exception as error:
+        if means_out_of_memory(error, limited=is_limited()):
+            raise UsageError(f"method {spec.method!r} cannot be set up, because memory ran out: {error}") from error
+        raise UsageError(f"method {spec.method!r} cannot be set up like this: {blame(error)}") from error
+    check_batch_norms(spec, image_shape)
+
+
+@lru_cache
+def _put_together(spec: RunSpec, sources: Sources) -> tuple[int, int, int]:
+    """Build a run without values, or on the CPU if it fails without; return the (channels, height, width) it learns."""
+    kept = None
+    if techniques(spec.execution, method_class(spec.method).lean).storage == "compact":
+        # which channels fall is read from the weights, so those are drawn once
+        kept = _kept_channels(spec.model_copy(update={"execution": PLAIN}), sources)
+    try:
+        with _without_values():
+            return build(spec, Unwatched(), sources, device="meta", kept=kept).stream.image_shape
+    except UsageError:
+        raise
+    except Exception:
+        return build(spec, Unwatched(), sources, device="cpu").stream.image_shape
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Let tensors have shapes alone; what is read from one is guessed."""
+    recorder = ShapeRecorder()
+    gc.freeze()  # removing channels collects garbage, and would look through all that was imported
+    recorder.start()
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        recorder.stop()
+        gc.unfreeze()
+
+
+@lru_cache
+def _kept_channels(plain: RunSpec, sources: Sources) -> Mapping[str, Tensor]:
+    return build(plain, Unwatched(), sources, device="cpu").method.kept_channels()
+
+
+def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
+    """Raise UsageError if a batch norm would learn from a single value, whose deviation from itself tells nothing.
+
+    That takes a map of one pixel and one sample, of a batch, of a replay or of a slice: steps are taken where the
+    network's maps are so small. image_shape: (channels, height, width) of what the run learns; images are square.
+    """
+    if not _shrinks_to_a_pixel(spec.network, image_shape):
+        return
+    size = techniques(spec.execution, method_class(spec.method).lean).micro_batch
+    changed = {
+        # other techniques leave alone which samples are normalised together
+        **{"execution": f"micro_batch={size}" if size else PLAIN, "width": NARROW, "weights": None, "target": "cpu"},
+        **{"stream": f"synthetic-{image_shape[1]}px", "batch_size": min(spec.batch_size, 1000), "evaluate_on": "test"},
+        "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
+    }
+    if _normalises_one_value(spec.model_copy(update={**IRRELEVANT, **changed})):
+        slices = f", slices of {size}" if size else ""
+        raise UsageError(
+            f"images of {image_shape[1]} x {image_shape[2]} come down to one pixel in {spec.network}, and its batch "
+            f"norms cannot learn from one sample of them (batch size {spec.batch_size}, replay size "
+            f"{spec.replay_size}{slices}); give at least 2 of each, or larger images"
+        )
+
+
+@cache
+def _shrinks_to_a_pixel(network: str, image_shape: tuple[int, int, int]) -> bool:
+    sizes: list[int] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes.append(inputs[0][0, 0].numel())
+
+    with torch.device("meta"):
+        built = build_network(network, num_classes=2, width=1, seed=0).eval()
+        for norm in batch_norms(built):
+            norm.register_forward_pre_hook(look)
+        built(torch.empty(1, *image_shape))
+    return min(sizes) == 1
+
+
+@lru_cache
+def _normalises_one_value(spec: RunSpec) -> bool:
+    """Say whether the steps of a short schedule fail for this reason; if for another, the run itself will say so."""
+    try:
+        with _without_values():
+            _take_steps(build(spec, Unwatched(), device="meta"))
+        return False
+    except Exception as error:
+        if _is_of_one_value(error):
+            return True
+    try:
+        _take_steps(build(spec, Unwatched(), device="cpu"))
+    except Exception as error:
+        return _is_of_one_value(error)
+    return False
+
+
+def _take_steps(run: Run) -> None:
+    train(run, short_schedule(run.method), Unwatched(), Progress())
+
+
+def _is_of_one_value(error: Exception) -> bool:
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)

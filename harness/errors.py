@@ -1,5 +1,11 @@
 """The exceptions a user can meet; the command line prints each as one sentence."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class ClmemError(Exception):
     """Something a user should read: the message is one sentence that says what is wrong and what to do."""
@@ -21,11 +27,52 @@ class DivergedError(ClmemError):
     """The training loss became NaN or infinite."""
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return ' (did you mean ...?)' for a misspelt name, or the list of what is known."""
+LONGEST_NAME = 80
+"""Characters of an unknown name that are compared with those that exist: comparing takes quadratic time."""
+
+MOST_COMPARED = 1000
+"""Names that an unknown one is compared with."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" for a misspelt name, or the list of what is known."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    from harness.text import some
+
+    names = sorted(known)
+    close = difflib.get_close_matches(name[:LONGEST_NAME], names[:MOST_COMPARED], n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known are {', '.join(sorted(known))}"
+    return f"known are {some(names, shown=40)}"
+
+
+LIBRARIES = frozenset({"torch", "torchvision", "numpy", "pydantic"})
+"""Packages that others' code calls; a mistake that shows in them is the caller's."""
+
+
+def blame(error: BaseException) -> str:
+    """Return an exception of somebody else's code as a clause: its type, its message, and the line of that code."""
+    import traceback
+
+    from harness.text import clean
+
+    own, standard = Path(__file__).parent, Path(os.__file__).parent
+    try:
+        said = clean(str(error), 300)
+    except Exception:  # an exception whose text is wrong as well
+        said = ""
+    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        lines.append((error.filename, error.lineno))
+    # the last line that is neither clmem's nor a library's that the code called
+    theirs = [
+        (path, number)
+        for path, number in ((Path(name), number) for name, number in lines)
+        if own not in path.parents
+        and not LIBRARIES & set(path.parts)
+        and (standard not in path.parents or "site-packages" in path.parts)
+        and path.exists()
+    ]
+    where = f", in {clean(str(theirs[-1][0]), 200)}:{theirs[-1][1]}" if theirs else ""
+    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"

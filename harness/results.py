@@ -5,169 +5,123 @@ Bytes are integers and end in `_bytes`, seconds end in `_s`. A schema change bum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from harness.errors import UsageError
-from harness.files import write_json
+from harness.files import read_text, write_json
+from harness.footprint import (
+    PHASES,
+    ROLES,
+    Allocator,
+    ByName,
+    Count,
+    Footprint,
+    Many,
+    PhaseFootprint,
+    Process,
+    Real,
+    Record,
+    Seconds,
+    Timeline,
+    Unified,
+)
 from harness.spec import RunSpec
+from harness.text import Said, clean
+
+__all__ = [
+    "LARGEST_BYTES",
+    "LONGEST_PATH",
+    "PHASES",
+    "RESULT_FILES",
+    "ROLES",
+    "SCHEMA",
+    "Accuracy",
+    "Allocator",
+    "Footprint",
+    "PhaseFootprint",
+    "Process",
+    "RunResult",
+    "Status",
+    "Timeline",
+    "Unified",
+    "distinct",
+    "load_result",
+    "load_results",
+    "save_result",
+]
 
 SCHEMA = 1
 
-ROLES = (
-    "parameters",
-    "module_buffers",
-    "optimizer",
-    "gradients",
-    "method_state",
-    "replay",
-    "input",
-    "activations",
-    "workspace",
-    "rounding",
-)
-"""Every role a byte can have, in the order in which claims win: the first that claims a block gets it. `rounding` is
-what an allocator gives beyond what was asked for; nothing can claim it."""
-
-PHASES = ("before_task", "first_step", "step", "after_task", "evaluate")
-
 Status = Literal["ok", "oom", "timeout", "crashed", "diverged"]
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class PhaseFootprint(_Record):
-    """The peak of one phase of one task, from the attribution pass.
-
-    op: the operation whose allocation reached the peak. at_peak: bytes by role at that instant (sums to peak_bytes).
-    role_peaks: each role's own highest value inside the phase (they need not coincide).
-    """
-
-    task: int
-    phase: str
-    peak_bytes: int
-    op: str
-    at_peak: dict[str, int]
-    role_peaks: dict[str, int]
+DEEPEST = 16
+"""Levels of nested values in an environment or a method's configuration."""
 
 
-class Timeline(_Record):
-    """Live bytes by role along the run: one sample per interval, taken where the total was highest in it.
-
-    time_s: since the start of the first phase. marks: (time_s, "task 0 step") at the start of each phase.
-    """
-
-    time_s: list[float]
-    roles: dict[str, list[int]]
-    marks: list[tuple[float, str]]
+MOST_VALUES = 1000
+"""Values in one of them, those that hold others as well."""
 
 
-class Footprint(_Record):
-    """What the run held: bytes by role at its peak, and the peaks of each role and each phase."""
-
-    peak_bytes: int
-    peak_task: int
-    peak_phase: str
-    peak_op: str
-    at_peak: dict[str, int]
-    role_peaks: dict[str, int]
-    phases: dict[str, int]
-    by_phase: list[PhaseFootprint]
-    timeline: Timeline
-    workspace_at_peak: dict[str, int] = Field(description="bytes of the workspace at the peak, by operation")
-    held_into_backward: dict[str, int] = Field(
-        default_factory=dict,
-        description="bytes of unclaimed blocks of 64 KiB and more that a phase made before a backward and still held "
-        "when it began, by operation: probably saved where autograd's hooks cannot look (ctx.x = x)",
-    )
-    on_host: dict[str, int] = Field(
-        default_factory=dict,
-        description="declared bytes that lie in the host's memory beside a device's, by role, at their highest; they "
-        "are no part of peak_bytes",
-    )
-    reserved_bytes: int | None = Field(
-        None, description="of a prediction for CUDA: what the caching allocator would have reserved at most"
-    )
-    without_cudnn_bytes: int | None = Field(
-        None,
-        description="of a prediction for CUDA without a limit: its peak without cuDNN's workspaces, which are those of "
-        "another card",
-    )
+def _described(value: Any) -> Any:
+    """Return a nested value with every text in it cleaned, keys as well."""
+    return _cleaned(value, count(1), 0)
 
 
-class Allocator(_Record):
-    """The truth pass: the allocator's own peak with nothing instrumented, overall and by (task, phase).
-
-    CUDA's caching allocator counts four ways: blocks given out (peak_bytes, rounded up), requested_bytes of them,
-    active_bytes with those that another stream may still use, and reserved_bytes, the segments it keeps. retries: how
-    often it had to give back what it kept in order to serve a request.
-    """
-
-    kind: Literal["cpu", "cuda"]
-    peak_bytes: int
-    by_phase: list[tuple[int, str, int]]
-    requested_bytes: int | None = None
-    active_bytes: int | None = None
-    reserved_bytes: int | None = None
-    retries: int | None = None
-
-
-class Unified(_Record):
-    """The memory of a Jetson board, which processor and GPU share, while one un-profiled process ran beside the system.
-
-    before_bytes, peak_bytes: what was neither free nor reclaimable, before and at most, sampled. nvmap: what the GPU's
-    allocator held of it, None where the kernel does not say. swap_growth_bytes: must be 0, else the peak is too low.
-    tegrastats_peak_bytes: RAM in use at most as tegrastats saw it ten times a second, None without it.
-    """
-
-    total_bytes: int
-    before_bytes: int
-    peak_bytes: int
-    nvmap_before_bytes: int | None
-    nvmap_peak_bytes: int | None
-    swap_growth_bytes: int
-    samples: int
-    tegrastats_peak_bytes: int | None = None
+def _cleaned(value: Any, counter: Iterator[int], depth: int) -> Any:
+    if depth > DEEPEST:
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
+    if next(counter) > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("it holds a number of more than 64 bits")
+    if isinstance(value, dict):
+        return {clean(str(key)): _cleaned(item, counter, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(item, counter, depth + 1) for item in value]
+    return value
 
 
-class Process(_Record):
-    """Resident memory of one un-profiled process: before the network is built, and its high-water mark.
+Described = Annotated[dict[str, Any], BeforeValidator(_described)]
+"""What others say of themselves by name: versions, devices, settings."""
 
-    malloc: `pinned` returns freed blocks to the system at once (short schedule); `default` is glibc's (full stream).
-    peak_includes_imports: the kernel refused to reset its mark after the imports, whose own peak may be the higher.
-    curve: (seconds since the process began, bytes) sampled from outside, each the highest of its stretch; between
-    samples the peak can be missed, which is why peak_bytes is the kernel's own mark.
-    device_peak_bytes: on CUDA, what the process held on the device at most, context and all that torch reserved, by
-    NVML at the end of each phase; None where NVML cannot tell. unified: on a Jetson board, in its place.
-    """
+Row = Many[Real | None]
 
-    baseline_bytes: int
-    peak_bytes: int
-    malloc: Literal["pinned", "default"]
-    peak_includes_imports: bool = False
-    curve: list[tuple[float, int]] = Field(default_factory=list)
-    device_peak_bytes: int | None = None
-    unified: Unified | None = None
+LONGEST_PATH = 4096
+"""Characters of a path in a message; systems take no longer one."""
+
+LARGEST_BYTES = 16 * 2**20
+"""Of a result file: 200 times what the largest has that is published."""
+
+MOST_KEYS = 10_000
+"""Of one object in a file: phases, operations, settings."""
+
+RESULT_FILES = "[!.]*--*.json"
+"""Files that hold results. Hidden ones do not: other systems leave such beside copies."""
+
+AGAIN = "move it away and run it again"
 
 
-class Accuracy(_Record):
+class Accuracy(Record):
     """Accuracy matrices R[t][i]: on task i after task t, None where not evaluated. A joint run has one row.
 
     class_il is None for a method that is only defined in task-IL. untrained: the same network before training.
     """
 
-    class_il: list[list[float | None]] | None
-    task_il: list[list[float | None]] | None
-    untrained_class_il: list[float | None] | None
-    untrained_task_il: list[float | None] | None
+    class_il: Many[Row] | None
+    task_il: Many[Row] | None
+    untrained_class_il: Row | None
+    untrained_task_il: Row | None
 
 
-class RunResult(_Record):
+class RunResult(Record):
     """One run, whatever became of it. `reason` says in one sentence why the status is not ok.
 
     checks: broken promises that do not void the numbers but must be shown (empty when all is well).
@@ -185,31 +139,42 @@ class RunResult(_Record):
     schema_version: int = Field(SCHEMA, alias="schema")
     run_id: str
     spec: RunSpec
-    method_config: dict[str, Any] = Field(default_factory=dict)
-    execution: dict[str, Any] = Field(default_factory=dict)
+    method_config: Described = Field(default_factory=dict)
+    execution: Described = Field(default_factory=dict)
     joint: bool = False
-    weights: str | None = None
+    weights: Said | None = None
     status: Status = "ok"
-    reason: str | None = None
-    checks: list[str] = Field(default_factory=list)
+    reason: Said | None = None
+    checks: Many[Said] = Field(default_factory=list)
     footprint: Footprint | None = None
     allocator: Allocator | None = None
     observer_delta_bytes: int | None = None
     process: Process | None = None
     accuracy: Accuracy | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
-    flops_per_step: int | None = None
-    phase_s: dict[str, float] = Field(default_factory=dict)
-    wall_s: float = 0.0
-    steps: int = 0
-    resumed_at: list[int] = Field(default_factory=list)
-    fingerprint: str | None = None
-    data_digest: str | None = None
-    environment: dict[str, Any] = Field(default_factory=dict)
-    code: dict[str, str] = Field(default_factory=dict)
-    notes: list[str] = Field(default_factory=list)
+    metrics: ByName[Real] = Field(default_factory=dict)
+    flops_per_step: Count | None = None
+    phase_s: ByName[Seconds] = Field(default_factory=dict)
+    wall_s: Seconds = 0.0
+    steps: Count = 0
+    resumed_at: Many[Count] = Field(default_factory=list)
+    fingerprint: Said | None = None
+    data_digest: Said | None = None
+    environment: Described = Field(default_factory=dict)
+    code: ByName[Said] = Field(default_factory=dict)
+    notes: Many[Said] = Field(default_factory=list)
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    _path: Path | None = PrivateAttr(None)
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    @property
+    def where(self) -> str:
+        """Return the file it was read from, for messages; of a result that was not read, its run id."""
+        return clean(self.run_id if self._path is None else str(self._path), LONGEST_PATH)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what came out. Where a result was read says nothing about it."""
+        return isinstance(other, RunResult) and self.model_dump() == other.model_dump()
 
 
 def save_result(directory: Path, result: RunResult) -> Path:
@@ -219,17 +184,113 @@ def save_result(directory: Path, result: RunResult) -> Path:
 
 
 def load_result(path: Path) -> RunResult:
-    """Read one result file. Raises UsageError naming the file when it is not one."""
+    """Read one result file, the only way that any command does.
+
+    Raises UsageError of one sentence for a file that is none, is not named after its run, or contradicts itself.
+    """
+    # it reads the records of this file
+    from harness.consistency import first_fault
+
     try:
-        return RunResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(
-            f"{path} is not a clmem result file of schema {SCHEMA} ({first}); move it away and run again"
-        ) from error
+        result = _read(path)
+    except RecursionError as error:
+        raise _refused(path, "it is nested too deeply to be read", AGAIN) from error
+    fault = first_fault(result)
+    if fault is not None:
+        raise _refused(path, fault, AGAIN)
+    if path.name != f"{result.run_id}.json":
+        shown = clean(str(path), LONGEST_PATH)
+        if result.run_id in path.name:
+            raise UsageError(f"{shown} looks like a copy of {result.run_id}.json, which counts once; delete the copy")
+        raise UsageError(f"{shown} holds the run {result.run_id}; name the file after its run, or delete it")
+    result._path = path
+    return result
+
+
+def _read(path: Path) -> RunResult:
+    try:
+        text = read_text(path, "the result", LARGEST_BYTES)
+    except UsageError as error:  # it names the path as the system spells it
+        raise UsageError(clean(str(error), LONGEST_PATH)) from error
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object)
+        _check_schema(path, value)
+        return RunResult.model_validate(value)
+    except ValidationError as error:
+        raise _refused(path, _first(error), AGAIN) from error
+    except ValueError as error:
+        raise _refused(path, f"it is not JSON as clmem writes it ({error})", AGAIN) from error
 
 
 def load_results(directory: Path) -> Iterator[RunResult]:
-    """Yield every result in a results directory, by file name (files whose names hold `--` are results)."""
-    for path in sorted(directory.glob("*--*.json")):
+    """Yield every result in a results directory, by file name. Raises UsageError for the first that is none."""
+    for path in sorted(directory.glob(RESULT_FILES)):
         yield load_result(path)
+
+
+def distinct(results: Iterable[RunResult]) -> list[RunResult]:
+    """Return results of several directories without those that say the same, of which the first stays.
+
+    Raises UsageError for two results of one run that differ, because only one of them can be right.
+    """
+    kept: dict[str, RunResult] = {}
+    for result in results:
+        other = kept.setdefault(result.run_id, result)
+        if other != result:
+            raise UsageError(
+                f"{other.where} and {result.where} are results of one run but differ in {_difference(other, result)}; "
+                "give only one of their directories, or delete one of the two"
+            )
+    return list(kept.values())
+
+
+def _difference(one: RunResult, other: RunResult) -> str:
+    ours, theirs = one.model_dump(mode="json"), other.model_dump(mode="json")
+    return next(key for key in ours if ours[key] != theirs[key])
+
+
+def _check_schema(path: Path, value: object) -> None:
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if type(schema) is not int or schema != SCHEMA:
+        shown = clean(repr(schema), 40)
+        fault = "it names no schema" if schema is None else f"its schema is {shown} and this clmem reads {SCHEMA}"
+        raise _refused(path, fault, "move it away and run again, or use the version of clmem that wrote it")
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first of pydantic's findings in a few words: where, the value, what was expected."""
+    found = error.errors(include_url=False)[0]
+    where = clean(".".join(str(part) for part in found["loc"]) or "the file", 120)
+    if found["type"] == "extra_forbidden":
+        return f"it has a key {where!r}, which results of schema {SCHEMA} have not"
+    if found["type"] == "missing":
+        return f"its key {where!r} is missing"
+    shown = clean(repr(found["input"]), 60)
+    return f"{where} is {shown} but {clean(found['msg'], 200).removeprefix('Value error, ')}"
+
+
+def _refused(path: Path, fault: str, advice: str) -> UsageError:
+    return UsageError(f"{clean(str(path), LONGEST_PATH)} is not a whole result file: {clean(fault)}; {advice}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # each wrong key gets a message of its own, which for millions of them takes gigabytes
+    if len(pairs) > MOST_KEYS:
+        raise ValueError(f"something in it has {len(pairs):,} keys, more than {MOST_KEYS:,}")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it says {clean(repr(key), 60)} twice")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{clean(text, 40)} is larger than any number")
+    return value

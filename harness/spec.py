@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.budgets import budget
 from harness.errors import UsageError, nearest
+from harness.files import expand, regular
 from harness.techniques import PLAIN, canonical
+from harness.text import clean, file_name
 
-Scalar = bool | int | float | str
+LONGEST_TEXT = 200
+"""Characters of a name, of a label and of a setting that is text."""
+
+MOST_SAMPLES = 2**20
+"""Samples of one batch or replay: 16 times what `fit` looks at, and a number of elements that torch can still count."""
+
+MOST_ERRORS = 5
+"""Mistakes that one sentence names; more are counted."""
+
+
+def _plain_text(value: str) -> str:
+    if len(value) > LONGEST_TEXT or not value.isprintable():
+        raise ValueError(f"it should be one line of at most {LONGEST_TEXT} printable characters")
+    return value
+
+
+def _carried(value: object) -> object:
+    """Refuse what JSON or torch cannot carry."""
+    if isinstance(value, str):
+        return _plain_text(value)
+    if not isinstance(value, bool | int | float):
+        raise ValueError("it should be a number, true, false or text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("it should be a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("it should be a number of at most 64 bits")
+    return value
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_carried)]
+"""The value of a setting: a finite number, a truth value, or a line of text."""
+Name = Annotated[str, AfterValidator(_plain_text)]
 Measured = Literal["memory", "peak", "accuracy"]
 """What of a run is measured: its memory role by role, of its memory the tensor peak alone, or what it learns."""
 
@@ -26,7 +62,7 @@ def _sorted_items(value: Mapping[str, Scalar]) -> dict[str, Scalar]:
 def _known_budget(value: str | None) -> str | None:
     if value is not None:
         try:
-            budget(value)
+            budget(_plain_text(value))
         except UsageError as error:
             raise ValueError(str(error)) from error
     return value
@@ -44,15 +80,15 @@ class Conditions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: str = "resnet18"
-    width: int = Field(64, ge=1, le=1024)
+    network: Name = "resnet18"
+    width: int = Field(64, ge=1, le=1024, strict=True)
     weights: str | None = None
-    target: str = "cpu"
-    batch_size: int = Field(32, ge=1)
-    buffer_size: int = Field(200, ge=0)
-    replay_size: int = Field(32, ge=0)
-    epochs: int = Field(1, ge=1)
-    steps_per_task: int | None = Field(None, ge=1)
+    target: Name = "cpu"
+    batch_size: int = Field(32, ge=1, le=MOST_SAMPLES, strict=True)
+    buffer_size: int = Field(200, ge=0, lt=2**31, strict=True)
+    replay_size: int = Field(32, ge=0, le=MOST_SAMPLES, strict=True)
+    epochs: int = Field(1, ge=1, le=2**20, strict=True)
+    steps_per_task: int | None = Field(None, ge=1, lt=2**31, strict=True)
     evaluate_on: Literal["test", "validation"] = "test"
     budget: Annotated[str | None, AfterValidator(_known_budget)] = None
 
@@ -60,16 +96,17 @@ class Conditions(BaseModel):
 class RunSpec(Conditions):
     """One run of one method over one stream.
 
-    method: its name, or name@preset. config: overrides of the method's typed hyper-parameters.
+    method: its name, or name@preset. config: overrides of the method's typed hyper-parameters. seed: one that torch's
+    generators take.
     execution: how steps are carried out: `plain`, `lean` (the method's preset) or techniques as `key=value,key=value`.
     measure: `memory` (short schedule under the ledger, no seed to average over), `peak` (of that the truth pass alone)
     or `accuracy` (the full stream).
     """
 
-    method: str
+    method: Name
     config: Annotated[dict[str, Scalar], AfterValidator(_sorted_items)] = Field(default_factory=dict)
-    stream: str = "split-fashion-mini"
-    seed: int = Field(0, ge=0)
+    stream: Name = "split-fashion-mini"
+    seed: int = Field(0, ge=0, lt=2**64, strict=True)
     execution: Annotated[str, AfterValidator(canonical)] = PLAIN
     measure: Measured = "memory"
 
@@ -86,7 +123,7 @@ class RunSpec(Conditions):
         """Return a file-name-safe name, readable first and unique by its digest."""
         part = f"seed{self.seed}" if self.measure == "accuracy" else self.measure
         lean = "" if self.execution == PLAIN else "--lean"
-        return f"{self.method}--{self.stream}{lean}--{part}--{self.digest()}"
+        return file_name(f"{self.method}--{self.stream}{lean}--{part}--{self.digest()}")
 
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what a memory run and its accuracy runs share: everything but the seed and what is measured.
@@ -111,37 +148,60 @@ class Sources(BaseModel):
 
     data_root: str | None = None
     weights: str | None = None
-    others_bytes: int = Field(64 * 2**20, ge=0)
+    others_bytes: int = Field(64 * 2**20, ge=0, lt=2**63)
 
+
+LARGEST_WEIGHTS_BYTES = 16 * 2**30
+"""Of a weights file: a sparse one of a terabyte would be hashed for hours."""
 
 NOWHERE = Sources()
 """For runs that need no file but the ones clmem carries or finds by itself."""
 
 
-def weights_label(path: str) -> str:
+def weights_label(path: str | Path) -> str:
     """Return `name@digest` of a weights file: the same for the same content wherever it lies.
 
-    Raises UsageError for a file that cannot be read.
+    Raises UsageError for what is no regular file, larger than weights are, or cannot be read.
     """
+    path = expand(path)
+    size = regular(path, "the weights file")
+    if size > LARGEST_WEIGHTS_BYTES:
+        raise UsageError(
+            f"the weights file {path} has {size:,} B, more than the {LARGEST_WEIGHTS_BYTES:,} that clmem reads; "
+            "save the network's state dict alone"
+        )
     try:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        found = path.stat()
+        digest = _file_digest(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise UsageError(f"cannot read the weights file {path}: {error.strerror}; give the path of a file") from error
-    return f"{Path(path).name}@{digest[:12]}"
+    return f"{clean(os.fsencode(path.name).decode('utf-8', 'replace'), LONGEST_TEXT)}@{digest}"
 
 
-def spec_errors(error: ValidationError, known: list[str]) -> str:
+@lru_cache
+def _file_digest(path: str, inode: int, size: int, modified_ns: int) -> str:
+    """Return the digest of a file's content; a suite asks for every one of its runs."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):  # weights may be larger than the memory
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def spec_errors(error: ValidationError, known: Iterable[str]) -> str:
     """Turn pydantic's error into one sentence: field, value, expectation; for an unknown key the nearest known ones."""
     parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "value"
+    for item in error.errors()[:MOST_ERRORS]:
+        where = clean(".".join(str(part) for part in item["loc"]), LONGEST_TEXT) or "value"
+        message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             parts.append(f"there is no key {where!r}: {nearest(where, known)}")
         elif item["type"] == "missing":
             parts.append(f"the key {where!r} is missing")
         elif not item["loc"]:  # of the whole, which would be long to repeat
-            parts.append(item["msg"].removeprefix("Value error, "))
+            parts.append(message)
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            parts.append(f"{where} is {item['input']!r} but {message[0].lower()}{message[1:]}")
+            parts.append(f"{where} is {clean(repr(item['input']), 80)} but {message[:1].lower()}{message[1:]}")
+    if error.error_count() > MOST_ERRORS:
+        parts.append(f"and {error.error_count() - MOST_ERRORS} more")
     return "; ".join(parts)

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from harness.errors import UsageError, nearest
+from harness.text import clean
 
 TARGETS = {
     "cpu": "this machine's processor, counted by torch's CPU allocator",
@@ -21,8 +22,8 @@ PREDICTED = "predicted-"
 def device_of(target: str) -> str:
     """Return torch's name of a target's device. Raises UsageError for a target that does not exist."""
     name, _, index = target.partition(":")
-    if name not in TARGETS or (":" in target and (name != "cuda" or not re.fullmatch(r"\d+", index))):
-        raise UsageError(f"there is no target {target!r}: {nearest(name, list(TARGETS))}")
+    if name not in TARGETS or (":" in target and (name != "cuda" or not re.fullmatch(r"0|[1-9][0-9]?", index))):
+        raise UsageError(f"there is no target {clean(target, 80)!r}: {nearest(name, TARGETS)}")
     return "cpu" if name == "cpu" else f"cuda:{index or 0}"
 
 

@@ -6,13 +6,19 @@ Torch is not imported here: specs and reports name techniques, `harness/executio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError, nearest
+from harness.text import clean
 
 PLAIN, LEAN = "plain", "lean"
+LONGEST_LABEL = 1000
+"""Characters: twice a label that sets every technique."""
+MOST = 2**20
+"""Of images, samples or parts that a technique takes at a time."""
+Count = Annotated[int, Field(ge=0, le=MOST)]
 
 Segments = Literal["none", "block", "stage", "nested", "convolution", "deep"]
 """What is forgotten in the forward and computed again in the backward: nothing; the inside of every residual `block`;
@@ -33,8 +39,8 @@ class Techniques(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    trunk_chunk: int = Field(
-        0, ge=0, description="images per slice of what runs without gradients in eval mode: a frozen trunk, evaluation"
+    trunk_chunk: Count = Field(
+        0, description="images per slice of what runs without gradients in eval mode: a frozen trunk, evaluation"
     )
     optimizer_in_backward: bool = Field(
         False, description="apply and drop every gradient as soon as it is whole, during the backward"
@@ -46,19 +52,17 @@ class Techniques(BaseModel):
     grouped_bn: bool = Field(
         False, description="run a step's terms as one forward, with batch-norm statistics of each term's own"
     )
-    conv_slice: int = Field(
-        0, ge=0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
+    conv_slice: Count = Field(
+        0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
     )
     inplace_relu: bool = Field(False, description="let ReLUs overwrite their inputs, which no backward reads")
     inplace_sum: bool = Field(False, description="let the sum with a shortcut overwrite the output of a batch norm")
     relu_masks: bool = Field(
         False, description="keep a byte per element for the backward of a ReLU, and not its output, a float"
     )
-    bn_parts: int = Field(
-        0, ge=0, description="parts, by channels, in which the backward of a batch norm is worked out"
-    )
-    micro_batch: int = Field(
-        0, ge=0, description="images whose activations live at a time, and that batch norms take statistics of"
+    bn_parts: Count = Field(0, description="parts, by channels, in which the backward of a batch norm is worked out")
+    micro_batch: Count = Field(
+        0, description="images whose activations live at a time, and that batch norms take statistics of"
     )
     frozen_weights: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="what a frozen trunk's convolutions are stored in; each is float32 while it computes"
@@ -109,6 +113,10 @@ def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
 
     A label may begin with `lean,` to change the preset. Raises UsageError naming an unknown technique or a wrong value.
     """
+    if len(text) > LONGEST_LABEL:
+        raise UsageError(
+            f"the label {clean(text, 80)!r} is too long; techniques take {LONGEST_LABEL} characters at most"
+        )
     values: dict[str, object] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         key, equals, value = part.partition("=")
@@ -121,10 +129,10 @@ def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
     known = list(Techniques.model_fields)
     for key in values:
         if key not in known:
-            raise UsageError(f"there is no technique {key!r}: {nearest(key, known)}")
+            raise UsageError(f"there is no technique {clean(key, 80)!r}: {nearest(key, known)}")
     try:
         return Techniques.model_validate(values)
     except ValidationError as error:
         item = error.errors()[0]
         message = f"{item['msg'][0].lower()}{item['msg'][1:]}"
-        raise UsageError(f"technique {item['loc'][0]} is {item['input']!r} but {message}") from error
+        raise UsageError(f"technique {item['loc'][0]} is {clean(repr(item['input']), 80)} but {message}") from error

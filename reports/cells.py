@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.errors import UsageError
 from harness.results import Footprint, RunResult
 from harness.techniques import PLAIN
+from harness.text import file_name
 from reports.units import Statistic
 
 Length = tuple[int, int | None]
@@ -53,8 +54,8 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """Return a file-name-safe name, unique among settings."""
-        return (
+        """Return the name of a file, unique among settings, whatever the results say of themselves."""
+        return file_name(
             f"{self.stream}-{self.network}-w{self.width}-{self.target}"
             f"-batch{self.batch_size}-buffer{self.buffer_size}-replay{self.replay_size}"
             + (f"-{self.weights}" if self.weights else "")
@@ -210,8 +211,8 @@ def _one_memory_run(runs: Sequence[RunResult]) -> RunResult | None:
         theirs = other.allocator.peak_bytes if other.allocator else None
         if ours != theirs:
             raise UsageError(
-                f"allocator.peak_bytes differs between two memory runs of one cell: {ours} in {first.run_id} and "
-                f"{theirs} in {other.run_id}; move one of them to another directory"
+                f"allocator.peak_bytes differs between two memory runs of one cell: {ours} in {first.where} and "
+                f"{theirs} in {other.where}; move one of them to another directory"
             )
     return first
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from reports.cells import Cell, Section
+from reports.markup import Markdown
 from reports.tables import markdown_table
 from reports.units import Statistic, mib, plural
 
@@ -24,7 +25,7 @@ PROCESSOR = ("device", "vectors")
 
 Found = tuple[str, bool | None]
 """The numbers as text, and whether they are as expected; None where the seeds cannot tell."""
-OUTCOMES = {True: "holds", False: "**does not hold**", None: "not shown"}
+OUTCOMES = {True: "holds", False: Markdown("**does not hold**"), None: "not shown"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _sgd_and_buffer(fdr: Cell, sgd: Cell) -> Found | None:
     if spec.replay_size >= spec.batch_size:  # then its second step, on as many replayed images, is the larger one
         return None
     difference = (fdr.tensor_peak_bytes or 0) - sgd.tensor_peak_bytes
-    held = fdr.memory.footprint.at_peak["replay"]
+    held = fdr.memory.footprint.at_peak.get("replay", 0)
     return f"{difference:,} B more, of which {held:,} B replay", difference == held
 
 

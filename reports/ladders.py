@@ -9,6 +9,7 @@ from typing import Any
 from harness.results import Footprint, RunResult
 from harness.techniques import INEXACT, LEAN, PLAIN, Techniques
 from reports.cells import Cell, Section
+from reports.markup import plain
 from reports.tables import markdown_table, shown_roles
 from reports.units import count, mib, share
 
@@ -140,14 +141,14 @@ def ladder_sentence(section: Section) -> str:
     known = [
         (ladder.lean.peak_bytes / ladder.plain.peak_bytes, ladder.label)
         for ladder in ladders(section)
-        if ladder.lean is not None and ladder.plain is not None
+        if ladder.lean is not None and ladder.plain is not None and ladder.plain.peak_bytes
     ]
     if not known:
         return "No method was measured both plainly and lean."
     (least, most) = max(known), min(known)
     if least == most:
-        return f"Lean, {most[1]} holds {100 * most[0]:.0f} % of its plain peak."
+        return f"Lean, {plain(most[1])} holds {100 * most[0]:.0f} % of its plain peak."
     return (
-        f"Lean, a method holds between {100 * most[0]:.0f} % ({most[1]}) and {100 * least[0]:.0f} % ({least[1]}) "
-        "of its plain peak."
+        f"Lean, a method holds between {100 * most[0]:.0f} % ({plain(most[1])}) and "
+        f"{100 * least[0]:.0f} % ({plain(least[1])}) of its plain peak."
     )

@@ -6,8 +6,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.results import RunResult, load_results
-from reports.cells import Section, is_joint, sections
+from harness.results import LONGEST_PATH, RunResult, load_results
+from harness.text import clean
+from reports.cells import Section, Setting, is_joint, sections
+
+DECIDES_BYTES = ("torch", "vectors", "allocator")
+"""Parts of the environment that decide how many bytes a step takes."""
+
+DECIDES_BYTES_ON_CPU = ("threads",)
+"""On a processor each thread has a workspace of its own."""
 
 
 def load_sections(directory: Path) -> list[Section]:
@@ -16,11 +23,12 @@ def load_sections(directory: Path) -> list[Section]:
     Raises UsageError when the directory is missing or holds no result, when a file is not a result, or when runs that
     would stand in one table learnt from different data.
     """
+    shown = clean(str(directory), LONGEST_PATH)
     if not directory.is_dir():
-        raise UsageError(f"{directory} is not a directory of results; run `clmem run` with --out {directory} first")
+        raise UsageError(f"{shown} is not a directory of results; run `clmem run` with --out {shown} first")
     results = list(load_results(directory))
     if not results:
-        raise UsageError(f"{directory} holds no results; run `clmem run` with --out {directory} first")
+        raise UsageError(f"{shown} holds no results; run `clmem run` with --out {shown} first")
     check_same_data(results)
     return sections(results)
 
@@ -30,13 +38,15 @@ def check_same_data(results: Sequence[RunResult]) -> None:
 
     Every successful run of a stream must have one `data_digest`. Every run of a stream, seed, batch size and length
     of training must have one `fingerprint`, accuracy runs and memory runs each among themselves; joint runs have an
-    order of their own and are left out of this. Raises UsageError naming the field, both values and both runs.
+    order of their own and are left out of this. Memory runs
+    of one table must agree in what decides bytes. Raises UsageError naming the field, both values and both files.
     """
     finished = [run for run in results if run.status == "ok"]
     _check_equal("data_digest", ((run, run.spec.stream) for run in finished))
     joint = _joint_cells(results)
     ordered = [run for run in finished if run.spec.cell() not in joint]
     _check_equal("fingerprint", ((run, fingerprint_group(run)) for run in ordered))
+    _check_same_bytes([run for run in finished if run.spec.measure != "accuracy"])
 
 
 def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
@@ -51,6 +61,32 @@ def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
         return length
     trained = {(task, phase) for task, phase, _ in run.allocator.by_phase if phase in ("first_step", "step")}
     return (*length, tuple(sorted(trained)))
+
+
+def _check_same_bytes(runs: Iterable[RunResult]) -> None:
+    """Check that memory runs of one setting had the same of everything that decides how many bytes a step takes.
+
+    Older results lack some of it, which is taken for equal.
+    """
+    first: dict[tuple[Setting, str], RunResult] = {}
+    for run in runs:
+        setting = Setting.of(run)
+        for key in (*DECIDES_BYTES, *(DECIDES_BYTES_ON_CPU if setting.target == "cpu" else ())):
+            if key not in run.environment:
+                continue
+            other = first.setdefault((setting, key), run)
+            expected, value = other.environment[key], run.environment[key]
+            if value != expected:
+                raise UsageError(
+                    f"{key} differs: {told(expected)} in {other.where} but {told(value)} in {run.where}, which "
+                    "decides how many bytes a step takes, so they cannot share a table; measure again with "
+                    "`clmem run --fresh`, or put one of them into another directory"
+                )
+
+
+def told(value: object) -> str:
+    """Return a value of an environment or a spec for a message: one line, cut where it is long."""
+    return clean(repr(value), 200)
 
 
 def _joint_cells(results: Iterable[RunResult]) -> set[tuple[tuple[str, str], ...]]:
@@ -68,6 +104,6 @@ def _check_equal(field: str, runs: Iterable[tuple[RunResult, Hashable]]) -> None
         expected = getattr(other, field)
         if value != expected:
             raise UsageError(
-                f"{field} differs: {expected} in {other.run_id} but {value} in {run.run_id}, so they did not learn "
+                f"{field} differs: {expected} in {other.where} but {value} in {run.where}, so they did not learn "
                 "from the same data and cannot share a table; delete the stale one and run it again"
             )

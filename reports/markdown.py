@@ -7,16 +7,19 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import write_text
-from harness.results import RunResult
+from harness.results import LONGEST_PATH, RunResult
+from harness.text import clean
 from reports import provenance, sentences, tables
 from reports.cells import Section
 from reports.claims.claim import claim_names, load_claim
 from reports.claims.measured import benches
 from reports.claims.page import short
 from reports.expectations import expectations_sentence, expectations_table
+from reports.folders import plots_folder
 from reports.ladders import ends, ladder_sentence, ladder_table
 from reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
 from reports.load import load_sections
+from reports.markup import cell_text, harmless, link, plain
 from reports.plots import Kind, Plot, draw_section
 from reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
 from reports.units import UNDEFINED, plural
@@ -41,7 +44,7 @@ def write_report(
     """
     sections = load_sections(directory)
     path = directory / "report.md" if out is None else out if out.suffix == ".md" else out / "report.md"
-    folder = path.parent / "plots"
+    folder = plots_folder(path)
     drawn: dict[str, list[Plot]] = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,7 @@ def write_report(
         return write_text(path, report_text(sections, drawn, load_predictions(directory)))
     except OSError as error:
         raise UsageError(
-            f"the report cannot be written to {path} ({error.strerror or error}); "
+            f"the report cannot be written to {clean(str(path), LONGEST_PATH)} ({error.strerror or error}); "
             "give a folder that you can write to with --out"
         ) from error
 
@@ -66,7 +69,7 @@ def report_text(
     broken = [line for section in sections for line in provenance.broken_checks(section)]
     if broken:
         warning = f"**{plural(len(broken), 'check').upper()} BROKEN: do not quote these numbers.**"
-        parts.append("\n".join([f"> {warning}", ">", *(f"> - {tables.cell_text(line)}" for line in broken)]))
+        parts.append("\n".join([f"> {warning}", ">", *(f"> - {cell_text(line)}" for line in broken)]))
     parts += [_overview(sections, runs), NOTES]
     for section in sections:
         parts += _section(section, (plots or {}).get(section.setting.slug, []), predictions or {})
@@ -77,6 +80,9 @@ def report_text(
     parts += ["## Fingerprints", sentences.fingerprint_sentence(runs), provenance.fingerprint_table(runs)]
     environment = provenance.environment_table(runs)
     parts += ["## Environment", sentences.environment_sentence(runs), environment]
+    said = provenance.notes(runs)
+    if said:
+        parts += ["## Notes of the runs", "None of these moved a number.", said]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -85,12 +91,12 @@ def _overview(sections: list[Section], runs: list[RunResult]) -> str:
     text = f"{plural(len(runs), 'run')} of {plural(methods, 'method')} under {plural(len(sections), 'setting')}."
     if len(sections) == 1:
         return text
-    return "\n".join([text, "", *(f"- {section.setting.title}" for section in sections)])
+    return "\n".join([text, "", *(f"- {plain(section.setting.title)}" for section in sections)])
 
 
 def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> list[str]:
     section = ends(whole)
-    parts = [f"## {section.setting.title}", sentences.headline_sentence(section), tables.headline_table(section)]
+    parts = [f"## {plain(section.setting.title)}", sentences.headline_sentence(section), tables.headline_table(section)]
     left_out = len(whole.cells) - len(section.cells)
     if left_out:
         parts.append(f"{plural(left_out, 'execution')} between plain and lean: under Execution alone.")
@@ -116,8 +122,8 @@ def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> lis
         workspace = tables.workspace_table(section)
         if workspace:
             parts += ["### Workspace at the peak, by operation", sentences.workspace_sentence(section)]
-            held = ((cell, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
-            parts += [f"{cell.label}: {sentence}" for cell, sentence in held if sentence]
+            held = ((cell.label, sentences.held_sentence(footprint)) for cell, _, footprint in section.measured)
+            parts += [f"{plain(label)}: {sentence}" for label, sentence in held if sentence]
             parts.append(_details("Operations", workspace))
     predicted = predictions_table(whole, predictions)
     if predicted:
@@ -132,7 +138,7 @@ def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> lis
     if caching:
         parts.append(_details("The caching allocator's own counts, each at its own peak", caching))
     boards = [
-        f"- {cell.label}: {sentences.board_sentence(run.process.unified)}"
+        f"- {plain(cell.label)}: {sentences.board_sentence(run.process.unified)}"
         for cell in section.cells
         for run in (cell.memory, *cell.accuracy)
         if run is not None and run.process is not None and run.process.unified is not None
@@ -153,7 +159,10 @@ def _claims(runs: list[RunResult]) -> list[str]:
         try:
             measured = [bench for bench in benches(claim, runs) if bench.has_headline]
         except UsageError as error:
-            parts += [f"## A published claim: {claim.title}", f"Not compared with the claim: {error}."]
+            said = str(error)
+            for run in runs:  # a report reads the same wherever its results lie
+                said = said.replace(run.where, run.run_id)
+            parts += [f"## A published claim: {harmless(claim.title)}", f"Not compared with the claim: {plain(said)}."]
             continue
         if measured:
             parts += short(claim, measured)
@@ -165,7 +174,7 @@ def _images(plots: list[Plot], *kinds: Kind) -> list[str]:
     shown = [plot for plot in plots if plot.kind in kinds]
     sharp = [plot.png.with_suffix(".svg").name if plot.has_svg else plot.png.name for plot in shown]
     pairs = zip(shown, sharp, strict=True)
-    return [f"[![{plot.caption}](plots/{plot.png.name})](plots/{name})" for plot, name in pairs]
+    return [f"[![{plain(plot.caption)}](plots/{link(plot.png.name)})](plots/{link(name)})" for plot, name in pairs]
 
 
 def _details(summary: str, *parts: str) -> str:

@@ -5,17 +5,16 @@ Every role has one colour in all plots (Okabe and Ito's palette, which colour-bl
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.files import write_bytes
 from harness.results import Footprint, RunResult
+from harness.text import file_name
 from reports.cells import Cell, Section
+from reports.figures import new_figure, plot_style, save_figure
 from reports.labels import place_labels, spread
 from reports.ladders import ends, ladders
 from reports.units import MIB, Statistic, mib
@@ -54,6 +53,8 @@ POINT_FACE = "#A6D0EC"
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_CHARACTERS = 34
+LONGEST_STEM = 200
+"""Characters of a file's name before its ending; file systems take 255, and files are written under a longer one."""
 
 Kind = Literal["roles", "execution", "accuracy", "timeline", "process"]
 
@@ -84,7 +85,9 @@ def draw_section(whole: Section, folder: Path, progress: Callable[[str], None] |
         with plot_style():
             # as an SVG a timeline is thousands of steps, three times its PNG
             svg = kind != "timeline"
-            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{slug}-{name}.png", svg), svg))
+            stem = f"{slug}-{file_name(name)}"
+            stem = stem if len(stem) <= LONGEST_STEM else file_name(stem)
+            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{stem}.png", svg), svg))
 
     if section.measured:
         draw("roles", "roles", "Bytes by role at the peak of each method", partial(roles_figure, section))
@@ -292,50 +295,9 @@ def process_figure(section: Section) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, png: Path, svg: bool = True) -> Path:
-    """Write a figure as PNG and, beside it, as SVG if wanted, each whole or not at all; return the PNG's path.
-
-    The bytes depend on the figure and matplotlib's version only: no date, and fixed element ids.
-    """
-    from matplotlib import rc_context
-
-    # laid out once: every save would otherwise do it again
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    with rc_context({"svg.hashsalt": "clmem"}):
-        drawn = [(png.with_suffix(".svg"), {"Date": None})] if svg else []
-        for path, metadata in (*drawn, (png, {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
-            write_bytes(path, buffer.getvalue())
-    return png
-
-
-def new_figure(width_inches: float, height_inches: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels side by side that share their vertical axis."""
-    # a bare Figure, not pyplot: no window, no global state, and no backend chosen for whoever imports us
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    drawn: list[Axes] = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
-    for axes in drawn:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    return figure, drawn
-
-
 def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
     figure, (axes,) = new_figure(width_inches, height_inches)
     return figure, axes
-
-
-def plot_style() -> AbstractContextManager[None]:
-    """Return the fonts of every plot, as a context."""
-    from matplotlib import rc_context
-
-    return rc_context({"font.family": "DejaVu Sans", "font.size": 10, "axes.labelsize": 10.5, "legend.fontsize": 9.5})
 
 
 def _repeat_suffix(section: Section, number: int) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.files import write_json
-from harness.results import RunResult
+from harness.files import read_text, write_json
+from harness.results import LONGEST_PATH, RunResult
 from harness.targets import allocator_of
+from harness.text import clean
 from reports.cells import Section
+from reports.markup import plain
 from reports.tables import markdown_table
 from reports.units import count
 
@@ -35,15 +37,27 @@ def load_predictions(directory: Path) -> Predictions:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(run_id): None if size is None else int(size) for run_id, size in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path} does not hold predictions ({error}); delete it and predict again") from error
+        found = json.loads(read_text(path, "the predictions"))
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, f"it is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise _refused(path, "it holds no sizes by run id")
+    for run_id, size in found.items():
+        if size is not None and (type(size) is not int or not 0 <= size < 2**63):
+            raise _refused(path, f"it says {size!r} for {run_id}, which is no number of bytes")
+    return found
+
+
+def _refused(path: Path, fault: str) -> UsageError:
+    shown = clean(str(path), LONGEST_PATH)
+    return UsageError(
+        f"{shown} does not hold predictions: {clean(fault)}; delete it and predict again with `clmem predict --keep`"
+    )
 
 
 def error_of(run: RunResult, predicted_bytes: int | None) -> float | None:
     """Return predicted / measured - 1 of the tensor peak, None where one of them is not known."""
-    if predicted_bytes is None or run.allocator is None:
+    if predicted_bytes is None or run.allocator is None or not run.allocator.peak_bytes:
         return None
     return predicted_bytes / run.allocator.peak_bytes - 1
 
@@ -70,6 +84,8 @@ def predictions_sentence(section: Section, predictions: Predictions) -> str:
     if not errors:
         return "None of these runs can be predicted."
     label, worst = max(errors.items(), key=lambda item: abs(item[1]))
-    text = f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({label})."
+    text = (
+        f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({plain(label)})."
+    )
     on_cuda = allocator_of(section.setting.target) == "cuda"
     return f"{text} There {LIKE_ANOTHER_CARD}." if on_cuda else text

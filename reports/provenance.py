@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.results import RunResult
+from harness.text import some
 from reports.cells import Section, is_joint
 from reports.load import fingerprint_group
+from reports.markup import plain
 from reports.tables import markdown_table, observer_delta_bytes
 from reports.units import count, plural
 
 SHOWN_VALUES = 4
 """Values of one key of the environment listed one by one; more are only counted, but for commits."""
+SHOWN_LINES = 50
+"""Broken checks of one run, or notes of all, that are shown; more are only counted."""
 
 
 def broken_checks(section: Section) -> list[str]:
     """Return every broken promise of a section in one sentence each, naming the run; empty when all is well."""
-    broken = [f"{run.run_id}: {check}" for run in section.runs for check in run.checks]
+    broken = [f"{run.run_id}: {check}" for run in section.runs for check in _first(run.checks)]
     for cell, run, footprint in section.measured:
         where = run.run_id
         for level, at_peak, peak in [
@@ -32,6 +36,11 @@ def broken_checks(section: Section) -> list[str]:
         if None not in (delta, recorded) and delta != recorded:
             broken.append(f"{where}: observer delta is {count(delta)} B but {count(recorded)} B was recorded")
     return broken
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - SHOWN_LINES
+    return [*lines[:SHOWN_LINES], *([f"{rest:,} more"] if rest > 0 else [])]
 
 
 def sum_check(section: Section) -> str:
@@ -50,7 +59,7 @@ def _by_method(values: Mapping[str, int]) -> str:
     if len(set(values.values())) == 1:
         everywhere = "" if len(values) == 1 else f" for each of {len(values)} methods"
         return f"{count(next(iter(values.values())))} B{everywhere}"
-    other = [f"{count(value)} B for {label}" for label, value in values.items() if value]
+    other = [f"{count(value)} B for {plain(label)}" for label, value in values.items() if value]
     zeros = len(values) - len(other)
     return ", ".join(other + ([f"0 B for the other {zeros}"] if zeros else []))
 
@@ -130,6 +139,16 @@ def failed_table(runs: Sequence[RunResult]) -> str:
     """Return every run that is not ok with its status and reason; empty when there is none."""
     rows = [[run.run_id, run.status, run.reason or "no reason recorded"] for run in runs if run.status != "ok"]
     return markdown_table(["run", "status", "reason"], rows, left=3)
+
+
+def notes(runs: Sequence[RunResult]) -> str:
+    """Return a list of what did not work and moved no number, with the runs that say so; empty without any."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            said.setdefault(note, []).append(run.run_id)
+    lines = [f"{plain(note)} ({plain(some(run_ids, shown=3))})" for note, run_ids in said.items()]
+    return "\n".join(f"- {line}" for line in _first(lines))
 
 
 def settings_table(section: Section) -> str:

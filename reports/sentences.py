@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from harness.results import Footprint, RunResult, Unified
+from harness.text import some
 from reports.cells import Cell, Section
+from reports.markup import code, plain
 from reports.provenance import environment_differences, environment_values
 from reports.units import listed, mib, plural, share
 
 REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""
+SHOWN_KEYS = 50
+"""Keys of environments that are named where they differ; more are only counted."""
 HEADS = {"task_il": "in the logits of the task's classes", "class_il": "over those of all classes"}
 """What a method's setting `head` means."""
 EQUAL_BASELINES = 1.05
@@ -27,15 +31,15 @@ def headline_sentence(section: Section) -> str:
     at_peak = footprint.at_peak
     role = max(at_peak, key=lambda name: at_peak[name])
     made_of = f"{share(at_peak[role], sum(at_peak.values()))} of it is {_spoken(role)}"
-    text = f"At its peak {largest.label} holds {mib(largest.tensor_peak_bytes)} MiB"
+    text = f"At its peak {plain(largest.label)} holds {mib(largest.tensor_peak_bytes)} MiB"
     measured = [cell for cell, _ in peaks]
     reference, smallest = _reference(measured), measured[-1]
     if reference is not largest:
         ratio = (largest.tensor_peak_bytes or 0) / (reference.tensor_peak_bytes or 1)
-        text += f", {ratio:.1f}x {reference.label} ({mib(reference.tensor_peak_bytes)} MiB)"
+        text += f", {ratio:.1f}x {plain(reference.label)} ({mib(reference.tensor_peak_bytes)} MiB)"
     text += f"; {made_of}."
     if (smallest.tensor_peak_bytes or 0) < (reference.tensor_peak_bytes or 0):
-        text += f" {smallest.label} holds the least, {mib(smallest.tensor_peak_bytes)} MiB."
+        text += f" {plain(smallest.label)} holds the least, {mib(smallest.tensor_peak_bytes)} MiB."
     return text + _later(measured) + _best(section)
 
 
@@ -45,7 +49,7 @@ def heads_sentence(section: Section) -> str:
     for cell in section.cells:
         heads = {str(run.method_config["head"]) for run in cell.accuracy if "head" in run.method_config}
         if len(heads) == 1:
-            by_head.setdefault(heads.pop(), []).append(cell.label)
+            by_head.setdefault(heads.pop(), []).append(plain(cell.label))
     if len(by_head) < 2:
         return ""
     parts = [f"{how} {listed(by_head[head])}" for head, how in HEADS.items() if head in by_head]
@@ -61,7 +65,7 @@ def role_sentence(section: Section) -> str:
 def phase_sentence(section: Section) -> str:
     """Say in which phase the peak falls, in how many methods."""
     phases = Counter(footprint.peak_phase for footprint in _plain(section))
-    return _counted(phases, "owns the peak of", lambda phase: f"`{phase}`")
+    return _counted(phases, "owns the peak of", code)
 
 
 def _plain(section: Section) -> list[Footprint]:
@@ -92,8 +96,8 @@ def workspace_sentence(section: Section) -> str:
     operations = footprint.workspace_at_peak
     first = min(operations, key=lambda name: (-operations[name], name))
     return (
-        f"{cell.label} holds the most workspace at its peak, {mib(whole)} MiB, "
-        f"{share(operations[first], whole)} of it in `{first}`."
+        f"{plain(cell.label)} holds the most workspace at its peak, {mib(whole)} MiB, "
+        f"{share(operations[first], whole)} of it in {code(first)}."
     )
 
 
@@ -102,7 +106,7 @@ def held_sentence(footprint: Footprint) -> str | None:
     held = footprint.held_into_backward
     if not held:
         return None
-    operations = ", ".join(f"`{name}`" for name in held)
+    operations = some([code(name) for name in held])
     return (
         f"{mib(sum(held.values()))} MiB of its workspace ({operations}) was made before a backward and still held "
         "when it began: probably saved for backward where autograd's hooks cannot look, such as `ctx.x = x`."
@@ -149,7 +153,8 @@ def environment_sentence(runs: Sequence[RunResult]) -> str:
     if not differing:
         return f"{_sentence_case(plural(len(runs), 'run'))} on one and the same environment."
     verb = "differs" if len(differing) == 1 else "differ"
-    return f"The environment is not the same in all {len(runs)} runs: {', '.join(differing)} {verb}."
+    keys = some([plain(key) for key in differing], shown=SHOWN_KEYS)
+    return f"The environment is not the same in all {len(runs)} runs: {keys} {verb}."
 
 
 def failed_sentence(runs: Sequence[RunResult]) -> str:
@@ -170,7 +175,7 @@ def _later(cells: Sequence[Cell]) -> str:
         return ""
     least = min(fallen, key=lambda cell: cell.later_peak_bytes or 0)
     before, after = mib(least.tensor_peak_bytes), mib(least.later_peak_bytes)
-    return f" After the first task {least.label} falls from {before} to {after} MiB."
+    return f" After the first task {plain(least.label)} falls from {before} to {after} MiB."
 
 
 def _best(section: Section) -> str:
@@ -185,7 +190,7 @@ def _best(section: Section) -> str:
             statistic, cell = max(known, key=lambda pair: pair[0].mean)
             seeds = plural(statistic.n, "seed")
             peak = "" if cell.tensor_peak_bytes is None else f", at {mib(cell.tensor_peak_bytes)} MiB"
-            return f" The highest {shown} accuracy is {statistic.percent()} % ({cell.label}, {seeds}{peak})."
+            return f" The highest {shown} accuracy is {statistic.percent()} % ({plain(cell.label)}, {seeds}{peak})."
     return ""
 
 
@@ -202,7 +207,7 @@ def _counted(counts: Counter[str], verb: str, spoken: Callable[[str], str]) -> s
 
 
 def _spoken(role: str) -> str:
-    return role.replace("_", " ")
+    return plain(role.replace("_", " "))
 
 
 def _sentence_case(text: str) -> str:

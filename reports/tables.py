@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from harness.results import PHASES, ROLES, Footprint
 from reports.cells import Cell, Section
+from reports.markup import cell_text, code
 from reports.units import UNDEFINED, Statistic, count, mib, share
 
 ACCURACY_COLUMNS = (
@@ -18,6 +19,8 @@ ACCURACY_COLUMNS = (
 )
 KNOWN = 6
 """Columns of the process level that every target has."""
+MOST_ROWS = 5000
+"""Of one table; what a reader is not helped by is only counted."""
 WORKSPACE_ROWS = 5
 """Operations shown per method in the workspace table; the rest is summed into one row."""
 
@@ -25,19 +28,17 @@ WORKSPACE_ROWS = 5
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, last: str = "right") -> str:
     """Return a GitHub-flavoured table: the first `left` columns aligned left, the others (numbers) right.
 
-    last: how the last column is aligned where it is not among the first. Empty without rows.
+    last: how the last column is aligned where it is not among the first. Cells and headers are escaped, all but those
+    that are `Markdown`. Empty without rows.
     """
     if not rows:
         return ""
     # "pipe" is tabulate's github format with the alignment written into the rule, where a code host reads it
     align = ["left"] * left + ["right"] * (len(headers) - left - 1) + [last] * (len(headers) > left)
-    safe = [[cell_text(value) for value in row] for row in rows]
-    return tabulate(safe, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def cell_text(text: str) -> str:
-    """Return text that cannot break out of its table cell: one line, no bare pipes or tags."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    safe = [[cell_text(value) for value in row] for row in (headers, *rows[:MOST_ROWS])]
+    if len(rows) > MOST_ROWS:
+        safe.append([f"{len(rows) - MOST_ROWS:,} more rows", *([""] * (len(headers) - 1))])
+    return tabulate(safe[1:], headers=safe[0], tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def headline_table(section: Section) -> str:
@@ -118,7 +119,7 @@ def phase_table(section: Section) -> str:
     rows = []
     for cell, _, footprint in section.measured:
         peaks = [mib(footprint.phases.get(phase)) for phase in PHASES]
-        owner = [f"task {footprint.peak_task}, {footprint.peak_phase}", f"`{footprint.peak_op}`"]
+        owner = [f"task {footprint.peak_task}, {footprint.peak_phase}", code(footprint.peak_op)]
         rows.append([cell.label, *owner, *peaks])
     return markdown_table(["method", "peak reached in", "by operation", *PHASES], rows, left=3)
 
@@ -140,7 +141,7 @@ def workspace_table(section: Section) -> str:
     for cell, _, footprint in section.measured:
         operations = sorted(footprint.workspace_at_peak.items(), key=lambda item: (-item[1], item[0]))
         whole = sum(footprint.workspace_at_peak.values())
-        shown = [(f"`{name}`", size) for name, size in operations[:WORKSPACE_ROWS]]
+        shown: list[tuple[str, int]] = [(code(name), size) for name, size in operations[:WORKSPACE_ROWS]]
         rest = operations[WORKSPACE_ROWS:]
         if rest:
             shown.append((f"{len(rest)} more", sum(size for _, size in rest)))

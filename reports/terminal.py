@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from harness.results import PHASES, ROLES, RunResult
+from harness.results import LONGEST_PATH, PHASES, ROLES, RunResult
 from harness.targets import allocator_of
 from harness.techniques import PLAIN
+from harness.text import clean
 from reports.cells import Section
 from reports.predictions import LIKE_ANOTHER_CARD, error_of
 from reports.provenance import broken_checks
@@ -224,5 +225,5 @@ def _short(text: str, columns: int) -> str:
 
 
 def wrap(text: str) -> str:
-    """Return text in lines of at most 80 columns."""
-    return textwrap.fill(" ".join(text.split()), COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+    """Return text in lines of at most 80 columns, without characters that a terminal would obey."""
+    return textwrap.fill(clean(text, LONGEST_PATH), COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

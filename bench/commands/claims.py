@@ -10,6 +10,9 @@ import typer
 
 from bench.options import AsJson
 from harness.errors import UsageError
+from harness.files import expand
+from harness.results import LONGEST_PATH, RESULT_FILES
+from harness.text import clean
 
 
 def claims(
@@ -40,19 +43,21 @@ def claims(
     named = [chosen.fix(name) for name in dict.fromkeys(fixes or []) if name != "all"]
     applied = chosen.fixes if "all" in (fixes or []) else named
     usual = (Path("results") / name for name in chosen.suites)
-    directories = results or [folder for folder in usual if any(folder.glob("*--*.json"))]
+    given = [expand(folder) for folder in results or []]
+    directories = given or [folder for folder in usual if any(folder.glob(RESULT_FILES))]
     benches = load_benches(chosen, directories)
-    if results and not any(bench.runs for bench in benches):
+    if given and not any(bench.runs for bench in benches):
         raise UsageError(
-            f"nothing in {', '.join(map(str, results))} measures a row of the claim {chosen.name!r}; its suites are "
+            f"nothing in {', '.join(clean(str(folder)) for folder in given)} measures a row of the claim "
+            f"{chosen.name!r}; its suites are "
             f"{', '.join(chosen.suites)} (`clmem run`)"
         )
-    path = None if out is None else write_page(chosen, benches, applied, out)
+    path = None if out is None else write_page(chosen, benches, applied, expand(out))
     if as_json:
         print(json.dumps(claim_json(chosen, benches, applied), indent=1))
     else:
         print(terminal(chosen, benches, applied))
         if path is not None:
-            print(f"page: {path}")
+            print(f"page: {clean(str(path), LONGEST_PATH)}")
     counts = [within_tolerance(chosen, "memory"), within_tolerance(chosen, "flops")]
     raise typer.Exit(0 if all(hit == known for hit, known in counts) else 1)

@@ -10,9 +10,14 @@ import typer
 
 from bench.options import SUITES, AsJson
 from harness.budgets import boards
+from harness.errors import UsageError
 from harness.suite import load_suite
 from harness.targets import TARGETS
+from harness.text import clean
 from reports.units import mib
+
+LONGEST = 200
+"""Characters of a description."""
 
 
 def list_(
@@ -37,11 +42,21 @@ def _list_methods() -> dict[str, str]:
 
     entries: dict[str, str] = {}
     for name in method_names():
-        cls = method_class(name)
-        entries[name] = (cls.__doc__ or "").strip().splitlines()[0]
+        try:
+            cls = method_class(name)
+        except UsageError as error:  # somebody's plug-in; the others can be used all the same
+            entries[clean(name, 80)] = f"cannot be used: {error}"
+            continue
+        entries[name] = _headline(cls)
         for preset, values in cls.presets.items():
-            entries[f"{name}@{preset}"] = f"{name} with its own {', '.join(values)}"
+            entries[f"{name}@{preset}"] = f"{name} with its own {', '.join(map(str, values))}"
     return entries
+
+
+def _headline(cls: type) -> str:
+    """Return the first line of a class's description, which it may lack, as everything does under `python -OO`."""
+    first = clean(str(cls.__dict__.get("__doc__") or "").strip().partition("\n")[0], LONGEST)
+    return first or "(not described)"
 
 
 def _list_streams() -> dict[str, str]:

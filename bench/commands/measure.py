@@ -27,6 +27,7 @@ from bench.options import (
     make_directory,
     make_sources,
     memory_spec,
+    path_option,
 )
 from bench.progress import Bars
 from harness.errors import ClmemError, UsageError
@@ -49,13 +50,13 @@ def measure(
     ] = None,
     execution: Execution = "plain",
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Also save the result file into this directory.")] = None,
+    out: Annotated[Path | None, path_option(help="Also save the result file into this directory.")] = None,
     jobs: Jobs = None,
     budget: BudgetName = None,
     others: Others = None,
     snapshot: Annotated[
         Path | None,
-        typer.Option(help="On CUDA, keep the allocator's history in this file, for pytorch.org/memory_viz."),
+        path_option(help="On CUDA, keep the allocator's history in this file, for pytorch.org/memory_viz."),
     ] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -81,6 +82,8 @@ def measure(
     check_spec(spec, sources)
     if snapshot is not None and allocator_of(spec.target) == "cpu":
         raise UsageError(f"--snapshot keeps the history of CUDA's allocator, and target {target!r} has none")
+    if snapshot is not None and snapshot.is_dir():
+        raise UsageError(f"--snapshot {snapshot} is a folder; give the path of a file")
     for directory in (out, snapshot and snapshot.parent):
         if directory is not None:
             make_directory(directory)

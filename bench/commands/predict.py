@@ -24,10 +24,13 @@ from bench.options import (
     Width,
     make_sources,
     memory_spec,
+    path_option,
 )
 from harness.errors import UsageError
-from harness.results import load_results
+from harness.files import expand
+from harness.results import LONGEST_PATH, load_results
 from harness.spec import Sources
+from harness.text import clean
 
 
 def predict(
@@ -46,7 +49,7 @@ def predict(
     settings: Settings = None,
     against: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             help="Instead of a METHOD: every memory run in this directory, under its own settings, and the error."
         ),
     ] = None,
@@ -87,12 +90,12 @@ def predict(
 
 def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> None:
     """Print what is predicted beside what was measured, for every memory run of a directory."""
+    directory = expand(directory)
     found = load_results(directory) if directory.is_dir() else []
     measured = [run for run in found if run.status == "ok" and run.allocator is not None]
     if not measured:
-        raise UsageError(
-            f"{directory} holds no memory runs; run `clmem run` or `clmem measure --out {directory}` first"
-        )
+        shown = clean(str(directory), LONGEST_PATH)
+        raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
     from harness.prediction import predicted_peak_bytes
     from reports.predictions import save_predictions
     from reports.terminal import prediction_json, prediction_table

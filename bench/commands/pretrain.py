@@ -18,6 +18,8 @@ from bench.options import (
     Width,
     make_sources,
     make_spec,
+    path_argument,
+    path_option,
     read_setting,
 )
 from harness.errors import UsageError
@@ -25,15 +27,17 @@ from harness.spec import weights_label
 
 
 def pretrain(
-    out: Annotated[Path, typer.Argument(help="The file to write, for example trunk.safetensors.")],
+    out: Annotated[Path, path_argument(help="The file to write, for example trunk.safetensors.")],
     stream: Annotated[
         str | None, typer.Option(help="Stream whose classes are learnt all at once (default: split-fashion-mini).")
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder of images instead, FOLDER/class/image, with train/ and val/ or without."),
+        path_option(help="A folder of images instead, FOLDER/class/image, with train/ and val/ or without."),
     ] = None,
-    image_size: Annotated[int, typer.Option(min=8, help="Side to which the folder's images are scaled.")] = 32,
+    image_size: Annotated[
+        int, typer.Option(min=8, max=2048, help="Side to which the folder's images are scaled.")
+    ] = 32,
     network: Network = "resnet18",
     width: Width = 64,
     weights: Weights = None,
@@ -58,14 +62,20 @@ def pretrain(
         config=dict(read_setting(text) for text in settings or []),
         measure="accuracy",
     )
+    from harness.checks import check_batch_norms, check_spec
     from harness.pretrain import pretrain as train_and_save
 
+    sources = make_sources(data_root, weights)
+    if images is None:
+        check_spec(spec, sources)
+    else:
+        check_batch_norms(spec, (3, image_size, image_size))
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("steps", total=None)
         done = train_and_save(
             spec,
             out,
-            sources=make_sources(data_root, weights),
+            sources=sources,
             folder=images,
             image_size=image_size,
             report=lambda now, total: bar.update(line, description=now.phase, completed=now.steps, total=total),

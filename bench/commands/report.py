@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+
+from harness.files import expand
+from harness.results import LONGEST_PATH
+from harness.text import clean
 
 
 def report(
@@ -14,7 +19,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
 ) -> None:
     """Write the markdown report of a results directory."""
-    print(write_and_show(directory, out))
+    print(clean(str(write_and_show(directory, out)), LONGEST_PATH))
 
 
 def write_and_show(directory: Path, out: Path | None) -> Path:
@@ -23,4 +28,7 @@ def write_and_show(directory: Path, out: Path | None) -> Path:
 
     console = Console(stderr=True)
     with console.status("writing the report") as status:
-        return write_report(directory, out, progress=lambda caption: status.update(f"drawing: {caption}"))
+        folder = None if out is None else expand(out)
+        return write_report(
+            expand(directory), folder, progress=lambda caption: status.update(escape(f"drawing: {clean(caption)}"))
+        )

@@ -28,13 +28,16 @@ from bench.options import (
     Width,
     is_sound,
     make_sources,
+    path_option,
     read_setting,
 )
 from bench.progress import Bars
-from harness.directory import run_suite
+from harness.directory import Reuse, run_suite
 from harness.errors import UsageError, nearest
-from harness.spec import Scalar, spec_errors
-from harness.suite import Suite, Variation, load_suite
+from harness.files import expand
+from harness.spec import RunSpec, Scalar, spec_errors
+from harness.suite import MOST_NAMES, Suite, Variation, load_suite
+from harness.text import clean, some
 
 
 def run(
@@ -50,28 +53,29 @@ def run(
     batch_size: BatchSize = None,
     buffer_size: BufferSize = None,
     replay_size: ReplaySize = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, 0 to N-1.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_NAMES, help="Number of seeds, 0 to N-1.")] = None,
     executions: Annotated[
         list[str] | None, typer.Option("--execution", help="How steps are carried out: plain, lean ... (repeatable).")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Results directory (default: results/SUITE).")] = None,
+    out: Annotated[Path | None, path_option(help="Results directory (default: results/SUITE).")] = None,
     jobs: Jobs = None,
     budget: BudgetName = None,
     others: Others = None,
     data_root: DataRoot = None,
-    retry: Annotated[bool, typer.Option(help="Run again what crashed or timed out.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what crashed or timed out.")] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Keep results that older code made; they are measured again otherwise.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, whatever is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a suite and write its report. The same command completes what was interrupted."""
-    path = Path(suite) if suite.endswith(".toml") else SUITES / f"{suite}.toml"
-    if not path.exists():
-        known = [file.stem for file in SUITES.glob("*.toml")]
-        raise UsageError(
-            f"there is no suite {suite!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"
-        )
+    if keep_old and fresh:
+        raise UsageError("--keep-old keeps every result that is there and --fresh none; give one of them")
+    path = _suite_file(suite)
     chosen = _override(
         load_suite(path),
         methods=methods,
@@ -88,16 +92,17 @@ def run(
         seeds=None if seeds is None else list(range(seeds)),
     )
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
-    specs = chosen.specs()
+    specs = _specs(chosen)
     sources = make_sources(data_root, chosen.weights, others)
     from harness.checks import check_spec
 
     for spec in specs:
         check_spec(spec, sources)
     directory = out or Path("results") / path.stem
+    reuse: Reuse = "all" if keep_old else "none" if fresh else "unchanged"
     console = Console(stderr=True)
     with Bars(console, len(specs)) as bars:
-        results = run_suite(chosen, directory, jobs=jobs, sources=sources, retry=retry, watcher=bars)
+        results = run_suite(chosen, directory, jobs=jobs, sources=sources, retry=retry, reuse=reuse, watcher=bars)
     report_path = write_and_show(directory, None)
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
@@ -110,12 +115,33 @@ def run(
     raise typer.Exit(0 if all(is_sound(result) for result in results) else 1)
 
 
+def _suite_file(suite: str) -> Path:
+    """Return the path of a suite that is named, or given by its path. Raises UsageError for a name that is none."""
+    if suite.endswith(".toml") or "/" in suite:
+        return expand(suite)
+    known = [file.stem for file in SUITES.glob("*.toml")]
+    if suite not in known:
+        raise UsageError(
+            f"there is no suite {clean(suite, 80)!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"
+        )
+    return SUITES / f"{suite}.toml"
+
+
+def _specs(suite: Suite) -> list[RunSpec]:
+    try:
+        return suite.specs()
+    except ValidationError as error:
+        raise UsageError(
+            f"the suite asks for a run that is none: {spec_errors(error, RunSpec.model_fields)}"
+        ) from error
+
+
 def _override(suite: Suite, **fields: Any) -> Suite:
     changed = {key: value for key, value in fields.items() if value is not None}
     if "methods" in changed:
         for name in changed["methods"]:
             if name not in suite.methods:
-                raise UsageError(f"the suite does not run {name!r}: {nearest(name, suite.methods)}")
+                raise UsageError(f"the suite does not run {clean(name, 80)!r}: {nearest(name, suite.methods)}")
         changed["config"] = _only(suite.config, changed["methods"])
         changed["vary"] = [_vary_only(variation, changed["methods"]) for variation in suite.vary]
     if "seeds" in changed:
@@ -143,6 +169,8 @@ def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Sc
         key, value = read_setting(text)
         method, dot, name = key.partition(".")
         if not dot or method not in suite.methods:
-            raise UsageError(f"--set takes method.key=value with one of {suite.methods}, not {text!r}")
+            raise UsageError(
+                f"--set takes method.key=value, not {clean(text, 80)!r}; the methods are {some(suite.methods)}"
+            )
         config.setdefault(method, {})[name] = value
     return config

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from simpleeval import InvalidExpression, SimpleEval
 
 from harness.errors import UsageError, nearest
-from harness.files import read_toml
+from harness.files import expand, read_toml
 from harness.spec import Scalar, spec_errors
 from harness.techniques import PLAIN
+from harness.text import clean, file_name
+from reports.claims.arithmetic import LARGEST, calculate
 
 Quantity = Literal["memory", "flops"]
 Expression = float | str
@@ -21,9 +22,18 @@ Expression = float | str
 
 FOLDER = Path(__file__).parent
 
+DEEPEST = 50
+"""Names that a name is defined by, one by the other."""
+
+SMALLEST = 1e-6
+"""Of a cell: cells are divided by one another."""
+
+LONGEST = 2**16
+"""Characters of all formulas of a claim: each is worked out on every data set, with and without the corrections."""
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Headline(_Part):
@@ -33,7 +43,7 @@ class Headline(_Part):
     """
 
     word: Literal["claimed", "implied"] = "claimed"
-    value: float = Field(gt=0)
+    value: float = Field(ge=SMALLEST, le=LARGEST)
     larger: str
     smaller: str
     dataset: str
@@ -42,18 +52,18 @@ class Headline(_Part):
 class Tolerance(_Part):
     """How far a recomputed cell may lie from the published one: MB, and a fraction of the FLOPs."""
 
-    memory: float = Field(gt=0)
-    flops: float = Field(gt=0)
+    memory: float = Field(ge=SMALLEST, le=LARGEST)
+    flops: float = Field(ge=SMALLEST, le=LARGEST)
 
 
 class Conditions(_Part):
     """What the measured runs must share with the claim."""
 
     network: str
-    width: int
-    batch_size: int
-    buffer_size: int
-    replay_size: int
+    width: int = Field(ge=1, le=LARGEST, strict=True)
+    batch_size: int = Field(ge=1, le=LARGEST, strict=True)
+    buffer_size: int = Field(ge=0, le=LARGEST, strict=True)
+    replay_size: int = Field(ge=0, le=LARGEST, strict=True)
     free: list[str] = Field(
         default_factory=list, description="settings that runs may choose for themselves, for they move no peak"
     )
@@ -64,7 +74,7 @@ class Dataset(_Part):
 
     title: str
     streams: list[str]
-    flops_unit: float
+    flops_unit: float = Field(ge=SMALLEST, le=LARGEST)
     names: dict[str, Expression]
 
 
@@ -78,8 +88,8 @@ class Formula(_Part):
 class Published(_Part):
     """The cells of one row on one data set as printed; accuracies in percent with their deviation."""
 
-    memory: float | None = None
-    flops: float | None = None
+    memory: float | None = Field(None, ge=SMALLEST, le=LARGEST)
+    flops: float | None = Field(None, ge=SMALLEST, le=LARGEST)
     class_il: tuple[float, float] | None = None
     task_il: tuple[float, float] | None = None
 
@@ -151,18 +161,31 @@ class Claim(_Part):
     tolerance: Tolerance
     conditions: Conditions
     suites: list[str]
-    against: list[str]
+    against: list[str] = Field(max_length=20)
     waterfall: str
     executions: dict[str, str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
-    datasets: dict[str, Dataset]
+    datasets: dict[str, Dataset] = Field(max_length=12, description="panels of one plot")
     names: dict[str, Expression]
     classes: dict[str, str]
-    rows: list[Row] = Field(min_length=2)
-    fixes: list[Fix] = Field(default_factory=list)
+    rows: list[Row] = Field(min_length=2, max_length=500)
+    fixes: list[Fix] = Field(default_factory=list, max_length=100)
+
+    def _expressions(self) -> Iterator[Expression]:
+        """Return every formula of the file."""
+        yield from self.names.values()
+        for dataset in self.datasets.values():
+            yield from dataset.names.values()
+        for row in self.rows:
+            yield from (row.memory.formula, row.flops.formula)
+        for fix in self.fixes:
+            yield from (*fix.names.values(), *fix.add.values(), *fix.formula.values())
 
     @model_validator(mode="after")
     def _refer_to_what_exists(self) -> Claim:
+        length = sum(len(str(expression)) for expression in self._expressions())
+        if length > LONGEST:
+            raise ValueError(f"its formulas have {length:,} characters, more than the {LONGEST:,} that clmem works out")
         rows, datasets = [row.id for row in self.rows], list(self.datasets)
         for what, known in (("row", rows), ("fix", [fix.id for fix in self.fixes])):
             if len(set(known)) < len(known):
@@ -176,10 +199,13 @@ class Claim(_Part):
                 _known(dataset, datasets, "data set")
             if row.memory.kind:
                 _known(row.memory.kind, list(self.classes), "class")
-        for ledger in (Ledger(self, name, fixes) for name in datasets for fixes in ((), tuple(self.fixes))):
-            for row in self.rows:
-                ledger.value(row, "memory")
-                ledger.value(row, "flops")
+        try:
+            for ledger in (Ledger(self, name, fixes) for name in datasets for fixes in ((), tuple(self.fixes))):
+                for row in self.rows:
+                    ledger.value(row, "memory")
+                    ledger.value(row, "flops")
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         return self
 
     def row(self, identifier: str) -> Row:
@@ -198,16 +224,31 @@ class Claim(_Part):
 class Ledger:
     """The published way of counting on one data set, with some corrections; it recomputes cells.
 
-    A name is looked up in the corrections, then in the data set, then in the claim, and may use other names.
+    A name is looked up in the corrections, then in the data set, then in the claim, and may use other names. Each is
+    worked out once.
     """
 
     def __init__(self, claim: Claim, dataset: str, fixes: tuple[Fix, ...] = ()) -> None:
         self.fixes = fixes
         corrected = {name: value for fix in fixes for name, value in fix.names.items()}
         self.names: Mapping[str, Expression] = {**claim.names, **claim.datasets[dataset].names, **corrected}
+        self._values: dict[str, float] = {}
 
     def value(self, row: Row, quantity: Quantity) -> float:
-        """Return a recomputed cell: memory in MB, FLOPs as a number. Raises ValueError naming a formula that fails."""
+        """Return a recomputed cell: memory in MB, FLOPs as a number.
+
+        Raises UsageError for a formula that fails, which may do so with some corrections only, and for a cell that is
+        not above zero, because cells are divided by one another.
+        """
+        try:
+            value = self._cell(row, quantity)
+        except ValueError as error:
+            raise UsageError(f"row {clean(row.id, 80)} cannot be recomputed: {error}") from error
+        if value < SMALLEST:
+            raise UsageError(f"the {quantity} of row {clean(row.id, 80)}: {value:g} is not above zero")
+        return value
+
+    def _cell(self, row: Row, quantity: Quantity) -> float:
         if quantity == "flops":
             return self._evaluate(row.flops.formula, (row.id,))
         formula = row.memory.formula
@@ -220,21 +261,19 @@ class Ledger:
         if not isinstance(expression, str):
             return float(expression)
 
-        def look_up(node: Any) -> float:
-            if node.id in within:
-                raise ValueError(f"{node.id} is defined by itself ({' -> '.join([*within, node.id])})")
-            if node.id not in self.names:
-                raise ValueError(f"{expression!r} uses {node.id!r}, which is not among the claim's names")
-            return self._evaluate(self.names[node.id], (*within, node.id))
+        def look_up(name: str) -> float:
+            if name not in self._values:
+                if name in within:
+                    raise ValueError(f"{name} is defined by itself ({' -> '.join([*within, name])})")
+                if name not in self.names:
+                    shown = clean(repr(expression), 200)
+                    raise ValueError(f"{shown} uses {clean(name, 80)!r}, which is not among the claim's names")
+                if len(within) > DEEPEST:
+                    raise ValueError(f"{within[0]} is defined by a chain of more than {DEEPEST} names")
+                self._values[name] = self._evaluate(self.names[name], (*within, name))
+            return self._values[name]
 
-        functions: dict[str, Callable[..., float]] = {"max": max, "min": min}
-        try:
-            value = SimpleEval(names=look_up, functions=functions).eval(expression)
-        except (InvalidExpression, SyntaxError, TypeError, ArithmeticError) as error:
-            raise ValueError(f"{expression!r} cannot be computed: {error}") from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{expression!r} gives {value!r}, not a number")
-        return float(value)
+        return calculate(expression, look_up)
 
 
 def claim_names() -> list[str]:
@@ -244,17 +283,24 @@ def claim_names() -> list[str]:
 
 def load_claim(name: str) -> Claim:
     """Read a claim by name, or a claim file by its path. Raises UsageError saying what is wrong."""
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file():
+    if name.endswith(".toml") or "/" in name:
+        path = expand(name)
+    elif name in claim_names():
+        path = FOLDER / f"{name}.toml"
+    else:
         raise UsageError(
-            f"there is no claim {name!r}; give the path of a .toml file, or a name: {nearest(name, claim_names())}"
+            f"there is no claim {clean(name, 80)!r}; give the path of a .toml file, or a name: "
+            f"{nearest(name, claim_names())}"
         )
+    values = read_toml(path)
+    if "name" in values:
+        raise UsageError(f"the claim file {path} has a 'name', but a claim is called as its file is; leave it out")
     try:
-        return Claim.model_validate({"name": path.stem, **read_toml(path)})
+        return Claim.model_validate({**values, "name": file_name(path.stem)})
     except ValidationError as error:
-        raise UsageError(f"the claim file {path} is wrong: {spec_errors(error, list(Claim.model_fields))}") from error
+        raise UsageError(f"the claim file {path} is wrong: {spec_errors(error, Claim.model_fields)}") from error
 
 
-def _known(name: str, known: list[str], what: str) -> None:
+def _known(name: str, known: Collection[str], what: str) -> None:
     if name not in known:
-        raise ValueError(f"it names a {what} {name!r} that does not exist: {nearest(name, known)}")
+        raise ValueError(f"it names a {what} {clean(name, 80)!r} that does not exist: {nearest(name, known)}")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import UsageError
-from harness.results import RunResult, load_results
+from harness.results import LONGEST_PATH, RunResult, distinct, load_results
 from harness.techniques import PLAIN, Techniques
+from harness.text import clean
 from reports.cells import Cell, Section, sections
 from reports.claims.claim import Claim, Measure, Row
-from reports.load import check_same_data
+from reports.load import check_same_data, told
 
 ENVIRONMENT = ("clmem", "torch", "device", "allocator", "vectors", "threads", "python", "libc", "system")
 """Parts of the environment that runs of one table must share. Commits may differ, and are listed with their runs."""
@@ -121,23 +122,17 @@ class Bench:
 def load_benches(claim: Claim, directories: Iterable[Path]) -> list[Bench]:
     """Return what the results of some directories measure of a claim, as `benches` does.
 
-    Raises UsageError for a directory without results too; a difference between runs names where they lie.
+    Equal results of several directories count once. Raises UsageError for a directory without results too, and for
+    two results of one run that differ.
     """
     results: list[RunResult] = []
-    where: dict[str, list[str]] = {}
     for directory in directories:
         found = list(load_results(directory)) if directory.is_dir() else []
         if not found:
-            raise UsageError(f"{directory} holds no results; run `clmem run` with --out {directory} first")
+            shown = clean(str(directory), LONGEST_PATH)
+            raise UsageError(f"{shown} holds no results; run `clmem run` with --out {shown} first")
         results += found
-        for run in found:
-            where.setdefault(run.run_id, []).append(str(directory))
-    try:
-        return benches(claim, results)
-    except UsageError as error:
-        named = sorted((str(error).find(run_id), run_id) for run_id in where if run_id in str(error))
-        places = "; ".join(f"{run_id} lies in {' and '.join(where[run_id])}" for _, run_id in named)
-        raise UsageError(f"{error} ({places})" if places else str(error)) from error
+    return benches(claim, distinct(results))
 
 
 def benches(claim: Claim, results: Sequence[RunResult]) -> list[Bench]:
@@ -250,7 +245,7 @@ def _bench(
         if other.allocator.peak_bytes != run.allocator.peak_bytes:
             raise UsageError(
                 f"the tensor peak of {place.row} on {place.dataset} differs: {other.allocator.peak_bytes:,} B in "
-                f"{other.run_id} but {run.allocator.peak_bytes:,} B in {run.run_id}; give the results of one of them"
+                f"{other.where} but {run.allocator.peak_bytes:,} B in {run.where}; give the results of one of them"
             )
         if run.footprint is not None and other.footprint is None:  # it says more of the same cell
             kept[place] = run
@@ -273,7 +268,7 @@ def _check_same_batches(claim: Claim, ok: Sequence[tuple[Place, RunResult]]) -> 
     for place, run in ok:
         if run.fingerprint is None:
             raise UsageError(
-                f"{run.run_id} does not say which batches it consumed, so it cannot be compared; run it again"
+                f"{run.where} does not say which batches it consumed, so it cannot be compared; run it again"
             )
         if not claim.row(place.row).own_batches:
             key = (place.dataset, place.batch_size, run.spec.buffer_size, run.spec.replay_size)
@@ -287,6 +282,6 @@ def _check_equal(name: str, values: Sequence[tuple[object, RunResult]]) -> None:
         expected, first = values[0]
         if value != expected:
             raise UsageError(
-                f"{name} differs: {expected!r} in {first.run_id} but {value!r} in {run.run_id}, so they cannot stand "
-                "in one table; give directories whose runs agree"
+                f"{name} differs: {told(expected)} in {first.where} but {told(value)} in {run.where}, so they "
+                "cannot stand in one table; give directories whose runs agree"
             )

@@ -10,12 +10,15 @@ from typing import Any, get_args
 from tabulate import tabulate
 
 from harness.files import write_text
+from harness.text import clean, file_name
 from reports.claims import tables
 from reports.claims.claim import Claim, Fix, Ledger, Quantity
 from reports.claims.measured import Bench, Level
 from reports.claims.plots import draw_claim
 from reports.claims.surface import surface_table
 from reports.claims.verdict import verdict
+from reports.folders import plots_folder
+from reports.markup import LONGEST_AUTHORED, code, harmless, link, plain
 from reports.provenance import environment_table
 from reports.units import UNDEFINED, listed, mib, plural
 
@@ -24,9 +27,9 @@ COLUMNS = 80
 
 def write_page(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix], out: Path) -> Path:
     """Write the page and its plots (in `plots/` beside it) into a folder, or to a path ending in `.md`; return it."""
-    path = out if out.suffix == ".md" else out / f"{claim.name}.md"
+    path = out if out.suffix == ".md" else out / f"{file_name(claim.name)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = draw_claim(claim, benches, path.parent / "plots")
+    images = draw_claim(claim, benches, plots_folder(path))
     return write_text(path, page(claim, benches, fixes, images))
 
 
@@ -38,35 +41,36 @@ def page(
     images: caption and name of each plot, whose PNG and SVG lie in `plots/`.
     """
     chosen = list(fixes) or claim.fixes
-    parts = [f"# {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches, fixes))]
-    parts += [f"[![{caption}](plots/{name}.png)](plots/{name}.svg)" for caption, name in images]
+    parts = [f"# {harmless(claim.title)}", "\n".join(f"- {harmless(line)}" for line in verdict(claim, benches, fixes))]
+    parts += [f"[![{plain(caption)}](plots/{link(name)}.png)](plots/{link(name)}.svg)" for caption, name in images]
     parts += [
         "## Published and recomputed",
-        f"Source: {claim.source}. MB = MiB = 2^20 bytes. Names in formulas are those of `{claim.name}.toml`.",
+        f"Source: {harmless(claim.source)}. MB = MiB = 2^20 bytes. "
+        f"Names in formulas are those of {code(f'{claim.name}.toml')}.",
         "### Memory",
         tables.recomputed_table(claim, "memory"),
-        "\n".join(f"- Class {kind}: cells that {meaning}." for kind, meaning in claim.classes.items()),
+        "\n".join(harmless(f"- Class {kind}: cells that {meaning}.") for kind, meaning in claim.classes.items()),
         "### FLOPs of a whole run",
         tables.recomputed_table(claim, "flops"),
     ]
     if any(cells.class_il or cells.task_il for row in claim.rows for cells in row.published.values()):
         parts += ["### Published accuracy", tables.accuracy_table(claim)]
     if claim.fixes:
-        named = "all of them" if len(chosen) == len(claim.fixes) else ", ".join(f"`{fix.id}`" for fix in chosen)
+        named = "all of them" if len(chosen) == len(claim.fixes) else ", ".join(code(fix.id) for fix in chosen)
         parts += [
             "## What that ledger leaves out",
             "Each correction alone, in MB; where a row is a fit, what is corrected is the fit.",
             tables.fixes_table(claim),
             f"### Together: {named}",
             tables.corrected_table(claim, chosen),
-            f"{_pair(claim)}: {tables.headline_ratio(claim):.2f} recomputed, "
+            f"{harmless(_pair(claim))}: {tables.headline_ratio(claim):.2f} recomputed, "
             f"{tables.headline_ratio(claim, chosen):.2f} corrected.",
         ]
     if claim.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in claim.notes)]
+        parts += ["## Notes", "\n".join(f"- {harmless(note)}" for note in claim.notes)]
     parts += ["### Ratios of the published cells"]
     for name, dataset in claim.datasets.items():
-        parts += [f"{dataset.title}:", tables.published_ratio_table(claim, name)]
+        parts += [f"{harmless(dataset.title)}:", tables.published_ratio_table(claim, name)]
     for bench in benches:
         parts += _bench(claim, bench)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -74,9 +78,12 @@ def page(
 
 def short(claim: Claim, benches: Sequence[Bench]) -> list[str]:
     """Return what a report says of the claim: the verdict, and the measured peaks beside the published cells."""
-    parts = [f"## A published claim: {claim.title}", "\n".join(f"- {line}" for line in verdict(claim, benches))]
+    parts = [
+        f"## A published claim: {harmless(claim.title)}",
+        "\n".join(f"- {harmless(line)}" for line in verdict(claim, benches)),
+    ]
     parts += [tables.measured_table(bench) for bench in benches]
-    return [*parts, f"`clmem claims {claim.name}` shows how every published cell comes about."]
+    return [*parts, f"{code(f'clmem claims {claim.name}')} shows how every published cell comes about."]
 
 
 def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> str:
@@ -86,10 +93,10 @@ def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> st
         parts += _wrapped(f"- {sentence}")
     headers = ["row (class)"]
     for dataset in claim.datasets.values():
-        headers += [f"{dataset.title[:12]}\npublished", "\ncorrected" if fixes else "\nrecomputed"]
+        headers += [f"{clean(dataset.title)[:12]}\npublished", "\ncorrected" if fixes else "\nrecomputed"]
     rows = []
     for row in claim.rows:
-        cells = [f"{row.label} ({row.memory.kind})" if row.memory.kind else row.label]
+        cells = [clean(f"{row.label} ({row.memory.kind})" if row.memory.kind else row.label)]
         for name in claim.datasets:
             published, _, _ = tables.recomputed(claim, row, "memory", name)
             value = Ledger(claim, name, tuple(fixes)).value(row, "memory")
@@ -119,7 +126,7 @@ def _peaks(bench: Bench, dataset: str) -> str:
     for row in bench.claim.rows:
         places = {name: bench.place(dataset, row.id, name) for name in bench.executions_of(row)}
         peaks = {name: mib(bench.peak_bytes(place)) or bench.shown(place) for name, place in places.items()}
-        rows.append([row.label, *(peaks.get(name, UNDEFINED) for name in bench.executions)])
+        rows.append([clean(row.label), *(peaks.get(name, UNDEFINED) for name in bench.executions)])
     align = ["left", *["right"] * len(bench.executions)]
     return tabulate(rows, ["row", *bench.executions], disable_numparse=True, colalign=align)
 
@@ -187,27 +194,31 @@ def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> 
 
 def _bench(claim: Claim, bench: Bench) -> list[str]:
     device = next(iter(bench.runs.values())).environment.get("device") if bench.runs else None
-    parts = [f"## Measured on {bench.target}" + (f" ({device})" if device else "")]
+    parts = [f"## Measured on {plain(bench.target)}" + (f" ({plain(str(device))})" if device else "")]
     conditions = claim.conditions
     own = [row.label for row in claim.rows if row.own_batches]
     parts += [
-        f"{conditions.network} of width {conditions.width}, batch {conditions.batch_size}, buffer "
+        f"{plain(conditions.network)} of width {conditions.width}, batch {conditions.batch_size}, buffer "
         f"{conditions.buffer_size}, replay {conditions.replay_size}, in float32. Tensor peak: the allocator's own, "
         "with nothing instrumented. Process peak: resident memory of the same run unobserved, which includes the "
         "interpreter and the libraries.",
         "Both runs of every ratio consumed the same batches, byte for byte (their fingerprints are below)"
-        + (f"; {' and '.join(own)} alone have batches, or an order, of their own." if own else "."),
+        + (f"; {harmless(' and '.join(own))} alone have batches, or an order, of their own." if own else "."),
         tables.measured_table(bench),
     ]
     levels: tuple[Level, ...] = get_args(Level)
     for name, dataset in claim.datasets.items():
-        parts += [f"### {dataset.title}: bytes by role at the tensor peak (MiB)", tables.roles_table(bench, name)]
         parts += [
-            f"### {dataset.title}: FLOPs",
+            f"### {harmless(dataset.title)}: bytes by role at the tensor peak (MiB)",
+            tables.roles_table(bench, name),
+        ]
+        parts += [
+            f"### {harmless(dataset.title)}: FLOPs",
             "Counted by torch.utils.flop_counter for one step of the last task that is measured; published and "
             "recomputed ones are of whole runs."
             + (
-                f" How many steps a run takes is not in a step's: the ratios of {' and '.join(own)} do not compare."
+                " How many steps a run takes is not in a step's: the ratios of "
+                f"{harmless(' and '.join(own))} do not compare."
                 if own
                 else ""
             ),
@@ -215,7 +226,7 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
         ]
         for level in levels:
             parts += [
-                f"### {dataset.title}: how often each peak goes into others, {level} level",
+                f"### {harmless(dataset.title)}: how often each peak goes into others, {level} level",
                 "The larger peak is of the same execution where its row has it, else plain.",
                 tables.ratio_table(bench, name, level),
             ]
@@ -232,12 +243,12 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
             "Seconds of training and evaluation on the full stream are rough, for processes ran side by side.",
         ]
     for section in bench.learnt:
-        parts += [f"{section.setting.title}:", tables.learning_table(bench, section)]
-    left_out = [f"{plural(number, 'run')} ({why})" for why, number in bench.left_out.items()]
+        parts += [f"{plain(section.setting.title)}:", tables.learning_table(bench, section)]
+    left_out = [f"{plural(number, 'run')} ({plain(why)})" for why, number in bench.left_out.items()]
     parts += [
         "### Where these numbers come from",
         *([f"Left out, for no row is theirs: {listed(left_out)}."] if left_out else []),
-        "Commits: " + ", ".join(f"{commit} ({number} runs)" for commit, number in bench.commits().items()) + ".",
+        "Commits: " + ", ".join(f"{plain(commit)} ({number} runs)" for commit, number in bench.commits().items()) + ".",
         _folded("Runs", tables.provenance_table(bench)),
         _folded("Environment", environment_table(list(bench.runs.values()))),
     ]
@@ -245,7 +256,7 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(clean(text, LONGEST_AUTHORED), COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _folded(summary: str, content: str) -> str:

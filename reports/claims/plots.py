@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.text import file_name
 from reports.claims.claim import Claim, Fix, Ledger
 from reports.claims.measured import Bench
 from reports.claims.surface import Line, batch_sizes, surface
 from reports.claims.tables import CHANGE, published_ratio, recomputed
-from reports.plots import LINE_COLOURS, LINE_STYLES, new_figure, plot_style, save_figure
+from reports.figures import new_figure, plot_style, save_figure
+from reports.plots import LINE_COLOURS, LINE_STYLES
 from reports.units import MIB
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tup
     with plot_style():
         for bench in benches:
             if drawn_lines(bench):
-                name = f"{claim.name}-{bench.target}-ratio"
+                name = file_name(f"{claim.name}-{bench.target}-ratio")
                 draw(name, f"The claimed ratio over batch sizes, measured on {bench.target}", surface_figure(bench))
             execution = waterfall_execution(bench)
             if execution is not None:
-                name = f"{claim.name}-{bench.target}-waterfall"
+                name = file_name(f"{claim.name}-{bench.target}-waterfall")
                 label = claim.row(claim.waterfall).label
                 caption = f"{label}: from the published cell to what is measured on {bench.target}, {execution}"
                 draw(name, caption, waterfall_figure(bench, execution))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reports.claims.claim import Claim
 from reports.claims.measured import NOT_MEASURED, Bench
+from reports.markup import Markdown
 from reports.tables import markdown_table
 from reports.units import listed
 
@@ -69,7 +70,11 @@ def surface_table(bench: Bench) -> str:
     rows = []
     for line in surface(bench):
         shown = {batch: f"{ratio:.2f}" for batch, ratio in line.known.items()}
-        shown |= {batch: f"**{shown[batch]}**" for batch, ratio in line.known.items() if ratio >= claim.headline.value}
+        shown |= {
+            batch: Markdown(f"**{shown[batch]}**")
+            for batch, ratio in line.known.items()
+            if ratio >= claim.headline.value
+        }
         remembered = "a batch" if line.whole_batch else str(claim.conditions.replay_size)
         labels = [claim.datasets[line.dataset].title, claim.row(line.larger).label, claim.row(line.smaller).label]
         rows.append([*labels, remembered, *(shown.get(batch, NOT_MEASURED) for batch in batches)])

@@ -8,6 +8,7 @@ from harness.techniques import PLAIN
 from reports.cells import Section
 from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
 from reports.claims.measured import NOT_MEASURED, Bench, Level, Place
+from reports.markup import Markdown, code, harmless
 from reports.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
 from reports.units import UNDEFINED, count, mib
 
@@ -24,7 +25,7 @@ def recomputed_table(claim: Claim, quantity: Quantity) -> str:
     rows = []
     for row in claim.rows:
         own = row.formula(quantity)
-        cells = [row.label, own.kind, f"`{own.formula}`"]
+        cells = [row.label, own.kind, code(str(own.formula))]
         for name in claim.datasets:
             published, value, error = recomputed(claim, row, quantity, name)
             digits = 1 if quantity == "memory" else 2
@@ -72,7 +73,7 @@ def fixes_table(claim: Claim) -> str:
     rows = []
     for fix in claim.fixes:
         cells = [_changes(claim, name, (fix,)) or "no change" for name in claim.datasets]
-        rows.append([f"`{fix.id}`", fix.text, *cells, f"{headline_ratio(claim, [fix]):.2f}"])
+        rows.append([code(fix.id), Markdown(harmless(fix.text)), *cells, f"{headline_ratio(claim, [fix]):.2f}"])
     rows.append(["all", "", *(["see below"] * len(claim.datasets)), f"{headline_ratio(claim, claim.fixes):.2f}"])
     return markdown_table(headers, rows, left=2 + len(claim.datasets))
 

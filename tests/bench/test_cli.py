@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,25 @@ def clmem(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 
+def assert_refused(
+    arguments: tuple[str, ...],
+    sentence: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CLMEM_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["clmem", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2, errors
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert list(folder.glob("results")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -31,6 +51,17 @@ def clmem(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         (("measure", "er", "--buffer-size", "0"), "buffer size 0"),
         (("measure", "sgd", "--stream", "split-fashion-mini", "--batch-size", "5000"), "5000"),
         (("measure", "sgd", "--batch-size", "0"), "batch_size is 0"),
+        (("measure", "sgd", "--set", "lr=Infinity"), "config.lr is inf but it should be a finite number"),
+        (("measure", "sgd", "--set", "lr=" + "9" * 30), "number of at most 64 bits"),
+        (("measure", "sgd", "--set", "lr=true"), "lr' of method 'sgd' is True but"),
+        (("measure", "sgd", "--weights", "/dev/zero"), "it is no regular file"),
+        (("measure", "sgd", "--data-root", "a\0b"), "holds a NUL character"),
+        (("pretrain", "w", "--seed", str(2**64)), "seed is 18446744073709551616"),
+        (("pretrain", "w", "--batch-size", "1", "--network", "resnet18-imagenet"), "one pixel in resnet18-imagenet"),
+        (
+            ("predict", "sgd", "--batch-size", "1", "--network", "resnet18-imagenet", "--stream", "synthetic-32px"),
+            "one pixel in resnet18-imagenet",
+        ),
         (("measure", "tail-sgd", "--set", "boundary=layer9"), "no boundary 'layer9'"),
         (("measure", "sgd", "--stream", "split-cifar10", "--data-root", "."), "cifar"),
         (("measure", "tail-sgd", "--set", "boundary=stem"), "no trunk"),
@@ -54,16 +85,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CLMEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["clmem", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    errors = capsys.readouterr().err
-    assert stopped.value.code == 2, errors
-    assert sentence in errors
-    assert len(errors.strip().splitlines()) == 1
-    assert list(tmp_path.glob("results")) == []
+    assert_refused(arguments, sentence, tmp_path, monkeypatch, capsys)
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +120,106 @@ def test_a_measurement_adds_up_to_the_byte() -> None:
     # 15 slots: uint8 image 3 x 32 x 32, int64 label, 10 float32 logits
     assert measured["role_peaks"]["replay"] == 15 * (3 * 32 * 32 + 8 + 4 * 10)
     assert measured["process"]["peak_bytes"] > measured["process"]["baseline_bytes"]
+
+
+SUITE = 'title = "t"\nmethods = ["sgd"]\nstreams = ["synthetic-8px"]\nmeasure = ["memory"]\nwidth = 1\n'
+
+
+def suite(**changed: str) -> bytes:
+    """Return a suite file in which some keys have other values, as TOML."""
+    lines = dict(line.split(" = ", 1) for line in SUITE.splitlines()) | changed
+    return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (SUITE.encode("utf-16"), "is not UTF-8 text"),
+        (SUITE.encode() + b"\xff", "is not UTF-8 text"),
+        (SUITE.encode() + b"\0", "is not valid TOML"),
+        (b"x = " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b".".join([b"a"] * 50_000) + b" = 1", "a key of more than 64 parts"),
+        (b"#" * 2**21, "more than the 1,048,576 that clmem reads"),
+        (b"x = " + b"9" * 5000, "is not valid TOML"),
+        (b"", "the key 'title' is missing"),
+        (suite(width="true"), "width is True but"),
+        (suite(width="1.0"), "width is 1.0 but"),
+        (suite(width='"1"'), "width is '1' but"),
+        (suite(batch_size="1" + "0" * 30), "batch_size is 1000"),
+        (suite(seeds=f"[{2**64}]"), "seed"),
+        (suite(timeout_s="inf"), "timeout_s is inf but"),
+        (suite(timeout_s="nan"), "timeout_s is nan but"),
+        (suite(budget=f'"{"9" * 400}"'), "budget is '999"),
+        (suite(methods='["sgd@"]'), "has no preset ''"),
+        (suite(methods='["../up"]'), "there is no method '../up'"),
+        (suite(methods='[""]'), "there is no method ''"),
+        (suite(methods='["a\\nb"]'), "method"),
+        (suite(streams='["a\\u0000b"]'), "stream"),
+        (suite(methods=str([f"m{number}" for number in range(10_000)])), "there is no method 'm0'"),
+        (suite(weights='"a\\u0000b"'), "holds a NUL character"),
+        (suite(weights='"~nobody-of-this-name/w.pt"'), "names a home folder that this system does not know"),
+        (suite(weights='"/dev/zero"'), "it is no regular file"),
+        (suite() + b"[config.sgd]\nlr = inf\n", "config.sgd.lr is inf but it should be a finite number"),
+        (suite() + b"[config.sgd]\nlr = true\n", "lr"),
+        (suite() + b"[config.sgd]\nlr = [1]\n", "config.sgd.lr is [1] but it should be a number"),
+        (suite() + b"[[vary]]\nbatch_size = 0\n", "batch_size is 0 but"),
+        (suite() + b"[[vary]]\nseeds = [-1]\n", "vary.0.seeds.0 is -1 but"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_suite_file_that_is_none_is_one_sentence(
+    content: bytes, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(content)
+    assert_refused(("run", str(path)), sentence, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "missing"])
+def test_a_suite_that_is_no_file_is_one_sentence(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.toml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    assert_refused(("run", str(path)), "own.toml", tmp_path, monkeypatch, capsys)
+
+
+def test_a_byte_order_mark_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + suite(methods='["absent"]'))
+    assert_refused(("run", str(path)), "there is no method 'absent'", tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("measure", "sgd", "--weights", "~/absent.pt"),
+        ("pretrain", "~/w", "--weights", "~/absent.pt"),
+        ("pretrain", "w", "--images", "~/absent"),
+        ("run", "~/absent.toml"),
+        ("run", "quick", "--weights", "~/absent.pt"),
+        ("report", "~/absent"),
+        ("claims", "~/absent.toml"),
+        ("claims", "--results", "~/absent"),
+        ("predict", "--against", "~/absent"),
+        ("probe", "--stream", "split-cifar10", "--data-root", "~/absent"),
+        ("measure", "sgd", "--out", "~/file/absent"),
+        ("measure", "sgd", "--out", "~nobody-of-this-name/absent"),
+    ],
+    ids=" ".join,
+)
+def test_a_home_folder_is_understood_wherever_a_path_is(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "file").touch()
+    monkeypatch.setenv("HOME", str(home))
+    said = "names a home folder that" if "nobody" in arguments[-1] else str(home)
+    assert_refused(arguments, said, tmp_path, monkeypatch, capsys)
+    assert not (tmp_path / "~").exists()

@@ -42,12 +42,20 @@ def test_plain_bytes_are_taken_as_they_are(text: str, size: int) -> None:
     assert (found.total_bytes, found.process_bytes, found.tensors_bytes) == (size, size, size)
 
 
-@pytest.mark.parametrize("text", ["jetson-nano", "lots", "-1", "", "2ib"])
+@pytest.mark.parametrize(
+    "text", ["jetson-nano", "lots", "-1", "", "2ib", "9" * 400, "1e999", "inf", "٣GB", "x" * 10**6]
+)
 def test_a_budget_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="there is no budget"):
+    with pytest.raises(UsageError, match="there is no budget") as refused:
         budget(text)
-    with pytest.raises(ValidationError, match="there is no budget"):
+    assert len(str(refused.value)) < 400
+    with pytest.raises(ValidationError, match=r"there is no budget|at most 200 printable"):
         RunSpec(method="sgd", budget=text)
+
+
+def test_a_budget_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than any machine has"):
+        budget("99999999999999999999GiB")
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

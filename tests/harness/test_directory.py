@@ -20,9 +20,10 @@ from harness import directory as directory_module
 from harness.directory import run_suite
 from harness.errors import UsageError
 from harness.registry import method_class
-from harness.results import RunResult, load_results, save_result
+from harness.results import Accuracy, RunResult, load_results, save_result
 from harness.runner import Present, Watcher
 from harness.source import measuring_digest, method_digest
+from harness.spec import RunSpec
 from harness.suite import Suite, load_suite
 
 TINY = """
@@ -44,6 +45,25 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def whole(spec: RunSpec) -> dict[str, Any]:
+    """Return what a run that is ok has, by what it measures."""
+    if spec.measure == "accuracy":
+        return {"accuracy": dict.fromkeys(Accuracy.model_fields)}
+    held = {"peak_bytes": 1, "at_peak": {"input": 1}, "role_peaks": {"input": 1}}
+    footprint = {
+        **held,
+        "peak_task": 0,
+        "peak_phase": "step",
+        "peak_op": "aten::empty",
+        "phases": {"step": 1},
+        "by_phase": [{**held, "task": 0, "phase": "step", "op": "aten::empty"}],
+        "timeline": {"time_s": [], "roles": {}, "marks": []},
+        "workspace_at_peak": {},
+    }
+    allocator = {"kind": "cpu", "peak_bytes": 1, "by_phase": [(0, "step", 1)]}
+    return {"footprint": footprint, "allocator": allocator, "observer_delta_bytes": 0}
+
+
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the processes: every run succeeds at once; the ids of what was run are collected."""
@@ -55,7 +75,8 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             status = "crashed" if spec.method == "er" and spec.seed == 1 else "ok"
             code = {"method": method_digest(method_class(spec.method)), "measuring": measuring_digest()}
             reason = "it was too much" if status == "crashed" else None
-            on_result(RunResult(run_id=spec.run_id, spec=spec, status=status, reason=reason, code=code))
+            found = whole(spec) if status == "ok" else {}
+            on_result(RunResult(run_id=spec.run_id, spec=spec, status=status, reason=reason, code=code, **found))
 
     monkeypatch.setattr(directory_module, "run_specs", run_specs)
     return ran
@@ -222,7 +243,7 @@ def test_suites_started_at_once_never_mix_in_one_directory(tmp_path: Path, monke
     def run_specs(specs: Any, on_result: Any, **options: Any) -> None:
         for spec in specs:
             time.sleep(0.01)
-            on_result(RunResult(run_id=spec.run_id, spec=spec))
+            on_result(RunResult(run_id=spec.run_id, spec=spec, **whole(spec)))
 
     def fill(suite: Suite, out: Path, start: threading.Barrier) -> None:
         start.wait()

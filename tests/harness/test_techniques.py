@@ -49,12 +49,18 @@ def test_a_label_can_switch_off_what_a_preset_uses() -> None:
         ("trunkchunk=4", "there is no technique 'trunkchunk': did you mean 'trunk_chunk'?"),
         ("trunk_chunk=-1", "technique trunk_chunk is '-1' but"),
         ("checkpoint=blocks", "technique checkpoint is 'blocks' but"),
+        ("conv_slice=1" + "0" * 30, "technique conv_slice is '1000"),
+        ("conv_slice=" + "9" * 900, "technique conv_slice is '999"),
+        ("conv_slice=true", "technique conv_slice is 'true' but"),
+        ("lean," * 10**6, "the label 'lean,lean,"),
+        ("\x1b[31m" + "x" * 500, "there is no technique 'xxx"),
     ],
 )
 def test_a_wrong_label_is_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         techniques(text, {})
     assert str(caught.value).startswith(sentence)
+    assert len(str(caught.value)) < 500
     with pytest.raises(ValueError, match="technique"):
         RunSpec(method="sgd", execution=text)
 

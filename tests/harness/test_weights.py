@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,6 +28,7 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.memory.recorder import LogRecorder
 from harness.networks import ResNet18, build_network
+from harness.spec import weights_label
 from harness.weights import load_weights, save_weights
 
 State = dict[str, Tensor]
@@ -437,3 +443,196 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         save_weights(network(seed=1), path, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRAPPERS = [
+    "_orig_mod.", "module.", "backbone.", "model.", "network.", "encoder.", "resnet.",
+    "module._orig_mod.", "a.b.c.d.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rename", [dict, as_lightcl], ids=["torchvision", "lightcl"])
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_whatever_wraps_every_name_is_taken_off(prefix: str, rename: Callable[[State], State], tmp_path: Path) -> None:
+    values, into = state(), network()
+    load_weights(into, saved(tmp_path, {prefix + name: tensor for name, tensor in rename(values).items()}))
+    assert_holds(into, values)
+
+
+def test_a_head_beside_a_wrapped_trunk_is_taken_with_it(tmp_path: Path) -> None:
+    values, into = state(), network()
+    wrapped = {name if name.startswith("fc.") else f"backbone.{name}": tensor for name, tensor in values.items()}
+    load_weights(into, saved(tmp_path, wrapped))
+    assert_holds(into, values)
+
+
+def test_a_network_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    values = state()
+    twice = {f"encoder_{one}.{name}": tensor for one in "qk" for name, tensor in values.items()}
+    shown = "holds the network twice, as encoder_q.conv1.weight and as encoder_k.conv1.weight"
+    assert shown in refusal(saved(tmp_path, twice))
+    averaged = {**values, **{f"average.{name}": tensor for name, tensor in values.items()}}
+    assert "twice, as conv1.weight and as average.conv1.weight" in refusal(saved(tmp_path, averaged))
+
+
+def test_a_trunk_that_is_there_twice_is_refused_whatever_the_heads(tmp_path: Path) -> None:
+    values = state()
+    trunk = {name: tensor for name, tensor in values.items() if not name.startswith("fc.")}
+    both = {f"student.{name}": t for name, t in values.items()} | {f"teacher.{name}": t for name, t in trunk.items()}
+    assert "as student.conv1.weight and as teacher.conv1.weight" in refusal(saved(tmp_path, both))
+
+
+def test_a_projection_head_beside_the_network_is_left_out_by_name(tmp_path: Path) -> None:
+    values, into = state(), network()
+    beside = {"projector.0.weight": torch.ones(3, 3), "bn1.weight": torch.ones(5), "n_averaged": torch.tensor(7)}
+    held = {f"module.{name}": tensor for name, tensor in values.items()} | beside
+    loaded = load_weights(into, saved(tmp_path, held))
+    assert_holds(into, values)
+    assert loaded.beside == tuple(beside)
+    assert "left out projector.0.weight, bn1.weight, n_averaged (in the file, but not" in loaded.describe()
+
+
+def test_a_projection_head_excuses_no_missing_name(tmp_path: Path) -> None:
+    held = {f"backbone.{name}": tensor for name, tensor in state().items() if name != "layer2.0.bn1.bias"}
+    assert "lacks 1 name (layer2.0.bn1.bias)" in refusal(saved(tmp_path, {**held, "projector.bias": torch.ones(1)}))
+
+
+def test_a_projection_head_in_the_heads_place_leaves_a_trunk(tmp_path: Path) -> None:
+    values, into = state(), network()
+    held = {f"backbone.{name}": tensor for name, tensor in values.items() if not name.startswith("fc.")}
+    held |= {"backbone.fc.0.weight": torch.ones(3, 16), "backbone.fc.2.weight": torch.ones(2, 3)}
+    path = saved(tmp_path, held)
+    loaded = load_weights(into, path, head=False)
+    assert torch.equal(into.conv1.weight, values["conv1.weight"])
+    assert loaded.beside == ("backbone.fc.0.weight", "backbone.fc.2.weight")
+    assert "lacks 2 names (fc.weight, fc.bias)" in refusal(path)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict_ema", "params", "network", "ema", "teacher"])
+def test_every_usual_container_is_opened(key: str, tmp_path: Path) -> None:
+    values, into = state(), network()
+    load_weights(into, saved(tmp_path, {key: values, "epoch": 3, "optimizer": {"state": {}}}))
+    assert_holds(into, values)
+
+
+def test_two_state_dicts_in_one_file_are_refused_by_name(tmp_path: Path) -> None:
+    both = {"state_dict": state(), "state_dict_ema": state(), "model": {"name": "resnet18"}}
+    assert "holds 2 state dicts (state_dict, state_dict_ema)" in refusal(saved(tmp_path, both))
+
+
+def test_of_several_state_dicts_the_one_of_the_network_counts(tmp_path: Path) -> None:
+    values, into = state(), network()
+    load_weights(into, saved(tmp_path, {"model": values, "ema": {"decay": torch.ones(1)}, "teacher": {}}))
+    assert_holds(into, values)
+
+
+@pytest.mark.parametrize("keys", [["model"], ["model", "net", "ema", "state_dict"]])
+def test_a_container_that_holds_itself_is_refused(keys: list[str], tmp_path: Path) -> None:
+    endless: dict[str, object] = {}
+    endless.update(dict.fromkeys(keys, endless))
+    assert "holds no state dict of named tensors" in refusal(saved(tmp_path, endless))
+
+
+def test_a_state_dict_under_two_keys_is_one(tmp_path: Path) -> None:
+    values, into = state(), network()
+    load_weights(into, saved(tmp_path, {"model": values, "state_dict": values}))
+    assert_holds(into, values)
+
+
+@pytest.mark.parametrize("shape", [[2**62], [2**40, 2**40], [-1], [0, 2**63], [2**31, 2]])
+def test_a_safetensors_header_of_huge_shapes_is_refused(shape: list[int], tmp_path: Path) -> None:
+    header = json.dumps({"conv1.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "no whole weights file" in refusal(path)
+
+
+@pytest.mark.parametrize("length", [2**32, 2**63, 2**64 - 1])
+def test_a_safetensors_header_of_huge_length_is_refused(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}" + bytes(64))
+    assert "no whole weights file" in refusal(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_far_larger_than_its_data_is_refused(zipped: bool, tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(2**20, 2**20)  # four terabytes in four bytes
+    values = {**state(), "conv1.weight": huge, "layer1.0.conv1.weight": huge}
+    path = saved(tmp_path, values, _use_new_zipfile_serialization=zipped)
+    assert "conv1.weight is 1048576 x 1048576 in" in refusal(path)
+
+
+def test_a_home_folder_and_a_nul_in_a_path_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, into = state(), network()
+    saved(tmp_path, values)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_weights(into, "~/weights.pt")
+    assert_holds(into, values)
+    for wrong in ("~nobody-of-this-name/weights.pt", "a\0b.pt"):
+        with pytest.raises(UsageError, match=r"home folder that this system|NUL character"):
+            load_weights(into, wrong)
+
+
+def test_a_damaged_tensor_is_noticed_by_its_checksum(tmp_path: Path) -> None:
+    path = saved(tmp_path, state())
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda one: one.file_size)
+        middle = member.header_offset + 200 + member.file_size // 2
+    content[middle] ^= 1
+    path.write_bytes(bytes(content))
+    assert "Bad CRC-32" in refusal(path)
+
+
+def test_a_small_file_of_much_content_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    plain = saved(tmp_path, {"x": torch.zeros(2**25)})
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        for member in given.infolist():
+            made.writestr(member.filename, given.read(member))
+    assert packed.stat().st_size < 2**20
+    assert "more than weights of this network can be" in refusal(packed)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_far_larger_than_the_network_is_not_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    assert "holds 1,099,511,627,776 B, more than weights of this network can be" in refusal(path)
+
+
+def test_weights_larger_than_any_are_not_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match="has 1,099,511,627,776 B, more than the 17,179,869,184"):
+        weights_label(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.pt")
+    assert "it is no regular file" in refusal(tmp_path / "weights.pt")
+
+
+def test_names_from_a_file_make_one_short_line(tmp_path: Path) -> None:
+    hostile = {f"\x1b[31m\n{number}" + "x" * 10_000: torch.ones(1) for number in range(50)}
+    message = refusal(saved(tmp_path, hostile))
+    assert "\x1b" not in message
+    assert len(message) < 3000
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), kind=st.sampled_from(["zip", "legacy", "safetensors"]))
+def test_a_mutated_file_is_loaded_or_refused(data: st.DataObject, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(state(), path)
+    else:
+        torch.save(state(), path, _use_new_zipfile_serialization=kind == "zip")
+    content = bytearray(path.read_bytes())
+    start = data.draw(st.integers(0, min(len(content), 20_000)))
+    content[start : start + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=40))
+    path.write_bytes(bytes(content))
+    with suppress(UsageError):
+        load_weights(network(), path)

@@ -71,3 +71,38 @@ def test_a_directory_without_results_says_what_to_do(tmp_path: Path) -> None:
         load_sections(tmp_path)
     with pytest.raises(UsageError, match="is not a directory"):
         load_sections(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [
+        ("torch", "2.13.0", "2.14.0"),
+        ("vectors", "AVX2", "AVX512"),
+        ("allocator", {"MALLOC_TRIM_THRESHOLD_": "1"}, {}),
+        ("threads", 1, 2),
+    ],
+)
+def test_memory_runs_differ_in_nothing_that_decides_bytes(
+    memory_run: MakeRun, tmp_path: Path, key: str, one: object, other: object
+) -> None:
+    save_result(tmp_path, memory_run("sgd", {"input": 1.0}, environment={key: one}))
+    save_result(tmp_path, memory_run("er", {"input": 1.0}, environment={key: other}))
+    with pytest.raises(UsageError, match=rf"^{key} differs: .*er--\S*\.json but .*sgd--\S*\.json, .*clmem run --fresh"):
+        load_sections(tmp_path)
+
+
+def test_what_older_results_do_not_say_is_taken_for_equal(memory_run: MakeRun) -> None:
+    environments: list[dict[str, object]] = [{"torch": "2.13.0"}, {"threads": 1, "torch": "2.13.0"}, {}]
+    check_same_data([memory_run(name, {}, environment=told) for name, told in zip("abc", environments, strict=True)])
+
+
+def test_threads_do_not_decide_what_a_gpu_holds(memory_run: MakeRun) -> None:
+    check_same_data(
+        [memory_run(name, {}, target="cuda", environment={"threads": number}) for number, name in enumerate("ab")]
+    )
+
+
+def test_accuracy_runs_may_be_of_several_environments(accuracy_run: MakeRun) -> None:
+    runs = [accuracy_run("sgd", seed, ROWS, ROWS) for seed in (0, 1)]
+    runs[1].environment["torch"] = "another"
+    check_same_data(runs)

@@ -23,7 +23,9 @@ def claim() -> Claim:
 def run(memory_run: MakeRun) -> MakeRun:
     def make(method: str, mib: float, **changes: Any) -> RunResult:
         config = {"config": {"trunk": "frozen"}} if method.startswith("lightcl") else {}
-        result = memory_run(method, {"parameters": 40.0, "activations": mib - 40}, **{**SHAPE, **config, **changes})
+        result = memory_run(
+            method, {"parameters": min(40.0, mib), "activations": max(0.0, mib - 40)}, **{**SHAPE, **config, **changes}
+        )
         defaults = {"sparsity": 0.9, "trunk": "task0", "memory_size": 15}
         result.method_config = {**defaults, **result.spec.config}
         return result

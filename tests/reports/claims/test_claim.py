@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +15,7 @@ from harness.errors import UsageError
 from harness.networks import ResNet18
 from methods.parts.columns import Column
 from methods.parts.sparse_training import masked_weights
-from reports.claims.claim import FOLDER, Claim, Ledger, Quantity, claim_names, load_claim
+from reports.claims.claim import FOLDER, Claim, Fix, Ledger, Quantity, claim_names, load_claim
 from reports.claims.tables import headline_ratio, recomputed, within_tolerance
 
 MIB = 2**20
@@ -162,9 +164,22 @@ def test_a_claim_file_of_ones_own_needs_no_code(tmp_path: Path) -> None:
         ('"0.1 * 2 * W + 62 * a"', '"0.1 * 2 * V + 62 * a"', "uses 'V', which is not among the claim's names"),
         ('"0.1 * 2 * W + 62 * a"', '"0.1 * 2 * W +"', "cannot be computed"),
         ('"0.1 * 2 * W + 62 * a"', '"W / 0"', "cannot be computed"),
-        ('"0.1 * 2 * W + 62 * a"', "\"__import__('os')\"", "cannot be computed"),
+        ('"0.1 * 2 * W + 62 * a"', "\"__import__('os')\"", "may hold numbers, names, + - * / **, max and min"),
+        ('"0.1 * 2 * W + 62 * a"', '"(-8) ** 0.5"', "not a number of at most 1e+30"),
+        ('"0.1 * 2 * W + 62 * a"', '"W - W"', "the memory of row sparcl-derpp: 0 is not above zero"),
+        ("memory = 185.4", "memory = 0", "greater than or equal to 0.000001"),
         ('a = "2.13 * k"', 'a = "2 * a"', "a is defined by itself"),
         ('id = "er"', 'id = "derpp"', "two entries share a row id"),
+        ('"0.1 * 2 * W + 62 * a"', "\"'%999999999d' % 1\"", "cannot be computed"),
+        ('"0.1 * 2 * W + 62 * a"', '"' + "W + " * 10**4 + 'W"', "at most 1000 characters"),
+        ("memory = 185.4", "memory = inf", "finite number"),
+        ("memory = 185.4", "memory = -1", "greater than or equal to 0.000001"),
+        ("memory = 185.4", "memory = 1e300", "less than or equal to"),
+        ('network = "resnet18"', 'network = "resnet18"\nwidth = true', "Cannot overwrite a value"),
+        ("batch_size = 32", "batch_size = true", "valid integer"),
+        ("batch_size = 32", "batch_size = 32.0", "valid integer"),
+        ('title = "SparCL', 'name = "../../up"\ntitle = "SparCL', "leave it out"),
+        ('a = "2.13 * k"', 'a = "' + "x" * 900 + '"', "which is not among the claim's names"),
         ('title = "ER"', 'titel = "ER"', "titel"),
     ],
 )
@@ -173,3 +188,76 @@ def test_a_mistake_in_a_claim_file_is_one_sentence(tmp_path: Path, old: str, new
         load_claim(str(changed(tmp_path, old, new)))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
+
+
+def test_corrections_that_only_fail_together_are_one_sentence(lightcl: Claim) -> None:
+    fixes = (Fix(id="zero", text="", names={"W": 0.0}), Fix(id="over", text="", add={"ewc": "1 / W"}))
+    with pytest.raises(
+        UsageError, match=r"row ewc cannot be recomputed: '1 / W' cannot be computed: .*division by zero"
+    ):
+        Ledger(lightcl, "cifar10", fixes).value(lightcl.row("ewc"), "memory")
+
+
+def test_a_claim_is_called_as_its_file_whatever_that_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "a claim\n<b>.toml"
+    changed(tmp_path, "memory = 185.4", "memory = 185.4").rename(path)
+    assert load_claim(str(path)).name.startswith("a_claim__b_-")
+
+
+@pytest.mark.parametrize("name", ["", "lightc", "x" * 10**6, "a\nb", "../claims/lightcl"])
+def test_a_claim_that_does_not_exist_is_one_sentence(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_claim(name)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_claim_in_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "claim.toml")
+    with pytest.raises(UsageError, match="no regular file"):
+        load_claim(str(tmp_path / "claim.toml"))
+
+
+def chain(length: int) -> str:
+    """Return `a` as a number that is doubled `length` times, by a name for every time."""
+    names = ["a", *(f"twice{number}" for number in range(length))]
+    return "\n".join(f'{name} = "{inner} + {inner}"' for name, inner in pairwise(names)) + f"\n{names[-1]} = 1e-12"
+
+
+def test_names_that_double_forty_times_are_each_worked_out_once(tmp_path: Path) -> None:
+    claim = load_claim(str(changed(tmp_path, 'a = "2.13 * k"', chain(40))))
+    row = next(row for row in claim.rows if row.memory.formula == "0.1 * 2 * W + 62 * a")
+    assert Ledger(claim, "cifar10").value(row, "memory") == pytest.approx(0.2 * 42.625 + 62 * 2**40 * 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('a = "2.13 * k"', chain(60), "row er cannot be recomputed: er is defined by a chain of more than 50 names"),
+        ('a = "2.13 * k"', chain(2000), "row er cannot be recomputed: er is defined by a chain of more than 50 names"),
+        ('a = "2.13 * k"', 'a = "b"\nb = "a"', "a is defined by itself (er -> a -> b -> a)"),
+        ("[names]", "[names]\n" + "\n".join(f'z{number} = "{"1" * 900}"' for number in range(80)), "its formulas have"),
+        ("[names]", "[names]\nz = inf", "is inf but"),
+        ("[[fixes]]", '[[fixes]]\nid = "z"\ntext = ""\n' * 101 + "[[fixes]]", "fixes is"),
+        ("[[rows]]", '[[rows]]\nid = "z"\n' * 501 + "[[rows]]", "rows"),
+        ('title = "ER"', 'title = "ER"\n"\\u001b[31m" = 1', "there is no key 'rows.0.'"),
+    ],
+    ids=["chain", "endless chain", "circle", "long", "infinite", "corrections", "rows", "title"],
+)
+def test_a_claim_that_would_take_long_is_refused_in_one_sentence(
+    tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_claim(str(changed(tmp_path, old, new)))
+    assert sentence in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["lightcl.tom", "../lightcl", "~nobody-of-this-name/x.toml", "a\0.toml", "absent.toml", "/"]
+)
+def test_a_claim_that_is_not_there_is_one_sentence(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_claim(name)
+    assert str(caught.value).isprintable()

@@ -123,12 +123,12 @@ def test_a_row_with_batches_of_its_own_is_named_and_not_refused(claim: Claim, ru
     )
 
 
-def test_a_difference_says_in_which_directories_its_runs_lie(claim: Claim, run: MakeRun, tmp_path: Path) -> None:
+def test_a_difference_names_the_files_of_both_runs(claim: Claim, run: MakeRun, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     save_result(tmp_path / "one", run("sgd", 640.0))
     save_result(tmp_path / "two", run("er", 900.0, seed=1))
-    with pytest.raises(UsageError, match=r"seed differs: .*sgd\S* lies in \S*one; er\S* lies in \S*two"):
+    with pytest.raises(UsageError, match=r"seed differs: 0 in \S*one/sgd\S*\.json but 1 in \S*two/er\S*\.json"):
         load_benches(claim, [tmp_path / "one", tmp_path / "two"])
 
 

@@ -1,0 +1,46 @@
+"""Puts the commands together. `bench/cli.py` imports this when it is ready for whatever goes wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from bench.commands.claims import claims
+from bench.commands.fit import fit
+from bench.commands.listing import list_
+from bench.commands.measure import measure
+from bench.commands.predict import predict
+from bench.commands.pretrain import pretrain
+from bench.commands.probe import probe
+from bench.commands.report import report
+from bench.commands.run import run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which recent versions of typer carry inside
+ABORT = typer.Abort
+"""What typer makes of Ctrl-C."""
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
+
+
+for command in (run, measure, predict, fit, report, claims, pretrain, probe):
+    app.command()(command)
+app.command(name="list")(list_)
+
+
+def call(arguments: list[str]) -> int:
+    """Call the command that the arguments name; return its exit code. Raises whatever goes wrong in it."""
+    return app(arguments, standalone_mode=False) or 0
+
+
+def usage_sentence(error: BaseException) -> str | None:
+    """Return what typer says about wrong arguments, None for any other exception."""
+    return error.format_message() if isinstance(error, USAGE_ERROR) else None

@@ -1,0 +1,245 @@
+"""What must agree inside one result: sums, highest values, lengths, metrics. Damaged or edited files disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, pairwise
+
+from pydantic import ValidationError
+
+from harness.errors import UsageError
+from harness.metrics import scenario_metrics
+from harness.results import PHASES, ROLES, Allocator, Footprint, PhaseFootprint, Process, RunResult
+from harness.spec import Measured, RunSpec
+from harness.targets import allocator_of
+from harness.techniques import LEAN, Techniques, techniques
+from harness.text import clean
+
+PROMISED: Mapping[Measured, tuple[str, ...]] = {
+    "memory": ("footprint", "allocator", "observer_delta_bytes"),
+    "peak": ("allocator",),
+    "accuracy": ("accuracy",),
+}
+"""What a run that is ok has, by what it measures."""
+
+LEAST_OF_BASELINE = 0.9
+"""The part of its baseline that a process's peak is at least: the kernel counts pages per core, and late."""
+
+
+def first_fault(result: RunResult) -> str | None:
+    """Return in a few words the first thing that disagrees inside a result, with both values; None where all agrees."""
+    return next(_faults(result), None)
+
+
+def _faults(result: RunResult) -> Iterator[str]:
+    yield from _unprintable(result.spec)
+    if result.run_id != result.spec.run_id:
+        yield f"its run id is {result.run_id!r} but its spec gives {result.spec.run_id!r}"
+    yield from _status(result)
+    yield from _seconds(result)
+    yield from _execution(result)
+    if result.footprint is not None:
+        yield from _footprint(result.footprint)
+    if result.allocator is not None:
+        yield from _allocator(result.allocator, result.spec.target)
+    yield from _observer(result)
+    if result.process is not None:
+        yield from _process(result.process)
+    yield from _metrics(result)
+
+
+def _unprintable(spec: RunSpec) -> Iterator[str]:
+    """Name what of a spec is no single line of text; it is printed and shown as it is."""
+    for key, value in (*spec, *spec.config.items()):
+        for text in (key, value):
+            # not one character may change, but runs of spaces, which a file of weights may have in its name
+            spaced = text.replace(" ", "_") if isinstance(text, str) else ""
+            if clean(spaced) != spaced:
+                yield f"the spec's {clean(key, 40)} is {clean(str(text), 80)!r}, which is no single line of plain text"
+
+
+def _status(result: RunResult) -> Iterator[str]:
+    if result.status != "ok":
+        if not result.reason:
+            yield f"its status is {result.status!r} but it gives no reason"
+        return
+    noise = result.spec.stream.startswith("synthetic-")  # on which there is nothing to be right about
+    for name in PROMISED[result.spec.measure]:
+        if getattr(result, name) is None and not (noise and name == "accuracy"):
+            yield f"its status is 'ok' but it has no {name}, as runs that measure {result.spec.measure} have"
+
+
+def _seconds(result: RunResult) -> Iterator[str]:
+    for phase, seconds in (("wall_s", result.wall_s), *result.phase_s.items()):
+        if seconds < 0:
+            yield f"it says that {clean(phase, 40)} took {seconds} s"
+    for phase in result.phase_s:
+        yield from _phase("phase_s", phase)
+
+
+def _execution(result: RunResult) -> Iterator[str]:
+    """Hold what was carried out against its label; what a method's own preset was can only be asked of its class."""
+    if not result.execution:  # it died before its method was built
+        return
+    try:
+        used = Techniques.model_validate(
+            {key: result.execution[key] for key in Techniques.model_fields if key in result.execution}
+        )
+        named = techniques(result.spec.execution, {})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = clean(".".join(map(str, first["loc"])), 40)
+        yield f"execution.{name} is {clean(repr(first['input']), 60)} but {first['msg']}"
+        return
+    except UsageError as error:
+        yield str(error)
+        return
+    has_preset = LEAN in result.spec.execution.split(",")
+    for key in named.model_fields_set if has_preset else Techniques.model_fields:
+        if getattr(used, key) != getattr(named, key):
+            yield (
+                f"execution.{key} is {getattr(used, key)!r} but the spec's label "
+                f"{clean(result.spec.execution, 80)!r} means {getattr(named, key)!r}"
+            )
+    if result.execution.get("exact", True) is not used.is_exact:
+        yield f"execution.exact should be {used.is_exact} for the techniques that it names"
+
+
+def _footprint(footprint: Footprint) -> Iterator[str]:
+    peak, entries = footprint.peak_bytes, footprint.by_phase
+    yield from _roles("footprint", footprint.at_peak, footprint.role_peaks, peak)
+    for entry in entries:
+        where = f"footprint.by_phase, task {entry.task} {entry.phase}"
+        yield from _roles(where, entry.at_peak, entry.role_peaks, entry.peak_bytes)
+        for role, size in entry.role_peaks.items():
+            whole = footprint.role_peaks.get(role, 0)
+            if size > whole:
+                yield f"footprint.role_peaks says {whole:,} for {role} but task {entry.task} {entry.phase} has {size:,}"
+    yield from _highest("footprint", peak, [((entry.task, entry.phase), entry.peak_bytes) for entry in entries])
+    for phase in dict.fromkeys([*footprint.phases, *(entry.phase for entry in entries)]):
+        highest = max((entry.peak_bytes for entry in entries if entry.phase == phase), default=0)
+        size = footprint.phases.get(phase, 0)
+        if size != highest:
+            yield f"footprint.phases says {size:,} for {phase} but footprint.by_phase has {highest:,} at most"
+    yield from _owner(footprint)
+    workspace, operations = footprint.at_peak.get("workspace", 0), sum(footprint.workspace_at_peak.values())
+    if workspace != operations:
+        yield f"footprint.at_peak has {workspace:,} of workspace but workspace_at_peak sums to {operations:,}"
+    yield from _timeline(footprint)
+
+
+def _owner(footprint: Footprint) -> Iterator[str]:
+    """Find the phase whose peak is the run's."""
+    peak, task, phase = footprint.peak_bytes, footprint.peak_task, footprint.peak_phase
+    owners = [
+        entry for entry in footprint.by_phase if (entry.task, entry.phase, entry.peak_bytes) == (task, phase, peak)
+    ]
+    if not owners:
+        yield f"the footprint's peak of {peak:,} is said to be that of task {task} {phase}, which by_phase does not say"
+        return
+    owner: PhaseFootprint = owners[0]
+    if owner.op != footprint.peak_op:
+        yield f"footprint.peak_op is {footprint.peak_op!r} but by_phase says {owner.op!r} of that peak"
+    if owner.at_peak != footprint.at_peak:
+        yield f"footprint.at_peak differs from what by_phase says of task {task} {phase}, which reached the peak"
+
+
+def _roles(where: str, at_peak: Mapping[str, int], role_peaks: Mapping[str, int], peak: int) -> Iterator[str]:
+    unknown = next((role for role in (*at_peak, *role_peaks) if role not in ROLES), None)
+    if unknown is not None:
+        yield f"{where} has the role {clean(unknown, 40)!r}, which clmem does not know"
+    if not at_peak:
+        yield f"{where} names no roles at its peak of {peak:,}"
+    if sum(at_peak.values()) != peak:
+        yield f"{where} has a peak of {peak:,} but its roles sum to {sum(at_peak.values()):,}"
+    for role, size in at_peak.items():
+        if size > role_peaks.get(role, 0):
+            yield f"{where} has {size:,} of {role} at the peak but says that it is {role_peaks.get(role, 0):,} at most"
+
+
+def _phase(where: str, phase: str) -> Iterator[str]:
+    if phase not in PHASES:
+        yield f"{where} has the phase {clean(phase, 40)!r}, which clmem does not know"
+
+
+def _highest(name: str, peak: int, by_phase: Iterable[tuple[tuple[int, str], int]]) -> Iterator[str]:
+    """Hold a peak against those of all phases, each of which is named once."""
+    peaks: dict[tuple[int, str], int] = {}
+    for (task, phase), size in by_phase:
+        yield from _phase(f"{name}.by_phase", phase)
+        if (task, phase) in peaks:
+            yield f"{name}.by_phase has task {task} {phase} more than once"
+        peaks[task, phase] = size
+    if not peaks:
+        yield f"{name}.by_phase names no phase"
+    elif max(peaks.values()) != peak:
+        yield f"{name}.peak_bytes is {peak:,} but the highest of {name}.by_phase is {max(peaks.values()):,}"
+
+
+def _timeline(footprint: Footprint) -> Iterator[str]:
+    timeline = footprint.timeline
+    samples = len(timeline.time_s)
+    for role, sizes in timeline.roles.items():
+        if role not in ROLES:
+            yield f"footprint.timeline has the role {clean(role, 40)!r}, which clmem does not know"
+        if len(sizes) != samples:
+            yield f"footprint.timeline has {samples:,} times but {len(sizes):,} sizes of {role}"
+    highest = max(map(sum, zip(*timeline.roles.values(), strict=False)), default=0)
+    if highest > footprint.peak_bytes:
+        yield f"footprint.timeline rises to {highest:,} but footprint.peak_bytes is {footprint.peak_bytes:,}"
+
+
+def _allocator(allocator: Allocator, target: str) -> Iterator[str]:
+    if allocator.kind != allocator_of(target):
+        yield f"allocator.kind is {allocator.kind!r} but the spec's target is {target!r}"
+    yield from _highest(
+        "allocator", allocator.peak_bytes, [((task, phase), size) for task, phase, size in allocator.by_phase]
+    )
+    # what each counts holds what the one before counts, at every moment
+    names = ("requested_bytes", "peak_bytes", "active_bytes", "reserved_bytes")
+    known = [(name, size) for name in names if (size := getattr(allocator, name)) is not None]
+    for (less, size), (more, other) in pairwise(known):
+        if size > other:
+            yield f"allocator.{less} is {size:,} but allocator.{more}, which holds it, is {other:,}"
+
+
+def _observer(result: RunResult) -> Iterator[str]:
+    recorded = result.observer_delta_bytes
+    if recorded is None:
+        return
+    if result.footprint is None or result.allocator is None:
+        yield f"observer_delta_bytes is {recorded:,} but one of the two peaks that it compares is missing"
+        return
+    delta = result.footprint.peak_bytes - result.allocator.peak_bytes
+    if delta != recorded:
+        yield f"observer_delta_bytes is {recorded:,} but the two peaks differ by {delta:,}"
+
+
+def _process(process: Process) -> Iterator[str]:
+    if process.peak_bytes < LEAST_OF_BASELINE * process.baseline_bytes:
+        yield f"process.peak_bytes is {process.peak_bytes:,} but the process began with {process.baseline_bytes:,}"
+    board = process.unified
+    if board is not None and not board.before_bytes <= board.peak_bytes <= board.total_bytes:
+        yield (
+            f"process.unified has {board.before_bytes:,} before, {board.peak_bytes:,} at most and "
+            f"{board.total_bytes:,} in all, which do not rise"
+        )
+
+
+def _metrics(result: RunResult) -> Iterator[str]:
+    found: dict[str, float] = {}
+    if result.accuracy is not None:
+        accuracy = result.accuracy
+        for untrained in (accuracy.untrained_class_il, accuracy.untrained_task_il):
+            wrong = [value for value in untrained or [] if value is not None and not 0.0 <= value <= 1.0]
+            if wrong:
+                yield f"an accuracy before training is {wrong[0]}, which is no fraction between 0 and 1"
+        try:
+            found = scenario_metrics(accuracy)
+        except ValueError as error:
+            yield str(error)
+    for name in chain(found, result.metrics):
+        stored, computed = result.metrics.get(name), found.get(name)
+        if stored is None or computed is None or not math.isclose(stored, computed, rel_tol=0.0, abs_tol=1e-9):
+            yield f"the metric {clean(name, 60)!r} is {stored} but the accuracies give {computed}"

@@ -1,0 +1,150 @@
+"""The command in odd surroundings: pipes, locales, optimised Python, plug-ins that are broken, Ctrl-C in an import."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""Nothing but ASCII, in names of files and on the terminal."""
+PYTHON = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def clmem(*arguments: str | bytes, flags: tuple[str, ...] = (), shell: str = "", **environment: str) -> tuple[int, str]:
+    """Run the command in a process of its own; return its exit code, and what it said on stderr.
+
+    shell: how it is called, with `"$@"` for the command.
+    """
+    command = [sys.executable, *flags, "-m", "bench.cli", *arguments]
+    whole = ["bash", "-o", "pipefail", "-c", shell, "bash", *command] if shell else command
+    path = os.pathsep.join(filter(None, [str(ROOT), environment.pop("PYTHONPATH", "")]))
+    done = subprocess.run(
+        whole, env={**PYTHON, "PYTHONPATH": path, **environment}, capture_output=True, timeout=300, check=False
+    )
+    said = done.stderr.decode("utf-8", "surrogateescape")
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    return done.returncode, said
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    assert clmem("list", "methods", shell='"$@" | head -c 0; exit ${PIPESTATUS[0]}') == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "sentence"),
+    [
+        ('"$@" > /dev/full', 2, "clmem: No space left on device\n"),
+        ('"$@" >&-', 0, ""),
+        ('"$@" >/dev/full 2>/dev/full', 2, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_one_sentence(shell: str, code: int, sentence: str) -> None:
+    assert clmem("list", "targets", shell=shell) == (code, sentence)
+
+
+def test_a_closed_terminal_gets_no_error_on_stdout() -> None:
+    code, _ = clmem("list", "targets", "extra", shell='test -z "$("$@" 2>&-)"')
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((b"report", b"\xc3\xa9\xff"), "is not a directory of results"),
+        ((b"measure", b"\xc3\xa9"), "method is"),
+        ((b"measure", b"sgd", b"--weights", b"\xc3\xa9"), "no text in ascii"),
+        ((b"measure", b"sgd", b"--stream", "日本".encode()), "stream is"),
+        ((b"run", "日本".encode()), "there is no suite"),
+        ((b"list", "日本".encode()), "Invalid value"),
+    ],
+)
+def test_every_message_can_be_said_in_ascii(arguments: tuple[bytes, ...], sentence: str) -> None:
+    code, said = clmem(*arguments, **C_LOCALE)
+    assert (code, said.count("\n")) == (2, 1)
+    assert sentence in said
+    assert said.isascii()
+
+
+def test_tables_can_be_printed_in_ascii() -> None:
+    assert clmem("claims", "sparcl", **C_LOCALE) == (0, "")
+
+
+def test_a_path_that_is_no_text_is_refused_in_any_locale() -> None:
+    for option in (b"--out", b"--data-root", b"--snapshot"):
+        code, said = clmem(b"measure", b"sgd", option, b"\xff")
+        assert (code, said.count("\n")) == (2, 1)
+        assert "no text in utf-8" in said
+
+
+def test_python_without_docstrings_and_asserts_lists_and_measures() -> None:
+    assert clmem("list", "methods", "--json", flags=("-OO",)) == (0, "")
+    code, said = clmem("measure", "sgd", "--width", "1", "--stream", "split-fashion-mini", flags=("-OO",))
+    assert (code, said.strip()) == (0, "")
+
+
+def test_broken_plug_ins_are_listed_with_their_reason_beside_the_others(tmp_path: Path) -> None:
+    (tmp_path / "plugins.py").write_text("from methods.sgd import SGD\nclass Mute(SGD):\n    name = 'mute'\n")
+    (tmp_path / "broken.py").write_text("print('a banner')\nraise RuntimeError('[/red] out of order')\n")
+    info = tmp_path / "plugins-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugins\nVersion: 1.0\n")
+    lines = "mute = plugins:Mute\nbroken = broken:Broken\nabsent = nowhere:Absent\nsgd = plugins:Mute\n"
+    (info / "entry_points.txt").write_text(f"[clmem.methods]\n{lines}")
+    listed = tmp_path / "listed.json"
+    code, said = clmem("list", "methods", "--json", shell=f'"$@" > {listed}', PYTHONPATH=str(tmp_path))
+    assert (code, said) == (0, "a banner\n")
+    entries = json.loads(listed.read_text(encoding="utf-8"))
+    assert "RuntimeError: [/red] out of order" in entries["broken"]
+    assert "No module named 'nowhere'" in entries["absent"]
+    assert "there are 2 methods 'sgd'" in entries["sgd"]
+    assert entries["mute"] == "(not described)"
+    assert entries["derpp"].startswith("Learn the batch")
+    code, said = clmem("measure", "absent", PYTHONPATH=str(tmp_path))
+    assert (code, said.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("moment", ["import typer", "import torch", "import pydantic"])
+def test_ctrl_c_in_an_import_is_an_interruption(moment: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(name=moment.split()[1]))
+    code, said = clmem("predict", "sgd", "--width", "1", PYTHONPATH=str(tmp_path))
+    assert code == 130
+    assert said == "clmem: interrupted; the same command completes what is missing\n"
+
+
+INTERRUPTING = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{name}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+def test_ctrl_c_at_the_end_leaves_no_traceback() -> None:
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.cli", "predict", "sgd", "--width", "1"]
+    process = subprocess.Popen(
+        command, env={**PYTHON, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read().decode()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) in (0, 130, -signal.SIGINT, 141)
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
