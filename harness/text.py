@@ -1,7 +1,7 @@
 """Text from outside (exceptions, libraries, methods, files), made fit to be stored, printed and used as a file name.
 
-Whoever shows it escapes it for where it goes: `reports.tables.cell_text` for markdown, `reports.terminal.wrap` for a
-terminal, which gets no control characters because there are none left.
+Whoever shows it escapes it for where it goes: `reports.markup` does so for markdown. A terminal gets no control
+characters, because there are none left.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ LONGEST_NAME = 120
 # CSI and OSC sequences, which colour a terminal's text, set its title or write to its clipboard
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
+_CUT = re.compile(r"\.\.\. \([\d,]+ characters\)\Z")
+"""How a text ends that was cut."""
+
 
 def clean(text: str, longest: int = LONGEST) -> str:
     """Return `text` as one line of at most `longest` characters that can be encoded, stored and printed.
@@ -30,6 +33,9 @@ def clean(text: str, longest: int = LONGEST) -> str:
     Escape sequences and invisible characters go, line ends become spaces, and what cannot be encoded becomes U+FFFD.
     A text that is cut says how long it was.
     """
+    cut = _CUT.search(text)
+    if cut is not None and cut.start() == longest:  # it was cleaned before
+        return text[:longest] + cut[0] if text.isprintable() else clean(text[:longest], longest) + cut[0]
     head = _ESCAPES.sub("", text[: 4 * longest])
     shown = " ".join("".join(_visible(character) for character in head).split())
     if len(shown) <= longest and len(text) <= 4 * longest:

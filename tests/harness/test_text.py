@@ -30,6 +30,12 @@ def test_a_long_text_is_cut_and_says_how_long_it_was() -> None:
     assert len(clean("x" * 10_000_000)) < LONGEST + 40
 
 
+@given(ANYTHING, st.integers(1, 60))
+def test_a_text_that_was_cut_is_not_cut_again(text: str, longest: int) -> None:
+    shown = clean(text * 5, longest)
+    assert clean(shown, longest) == shown
+
+
 @given(ANYTHING)
 def test_any_text_becomes_one_storable_line(text: str) -> None:
     shown = clean(text)
