@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, lru_cache
 
 import torch
@@ -23,6 +24,7 @@ from harness.spec import NOWHERE, RunSpec, Sources
 from harness.streams import prepare
 from harness.targets import allocator_of, device_of
 from harness.techniques import PLAIN, techniques
+from harness.text import clean
 from harness.training import Progress, short_schedule, train
 
 NARROW = 2
@@ -56,14 +58,17 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) 
         )
     prepare(spec.stream, sources.data_root)
     try:
-        image_shape = _put_together(spec.model_copy(update=IRRELEVANT), sources)
-    except ClmemError:
+        with redirect_stdout(sys.stderr):  # what a method prints is no result
+            image_shape = _put_together(spec.model_copy(update=IRRELEVANT), sources)
+    except (ClmemError, KeyboardInterrupt):
         raise
     except ValueError as error:
-        raise UsageError(f"method {spec.method!r} cannot be set up like this: {error}") from error
-    except Exception as error:
+        raise UsageError(f"method {spec.method!r} cannot be set up like this: {clean(str(error))}") from error
+    except BaseException as error:  # such as SystemExit
         if means_out_of_memory(error, limited=is_limited()):
-            raise UsageError(f"method {spec.method!r} cannot be set up, because memory ran out: {error}") from error
+            raise UsageError(
+                f"method {spec.method!r} cannot be set up, because memory ran out: {clean(str(error))}"
+            ) from error
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {blame(error)}") from error
     check_batch_norms(spec, image_shape)
 
@@ -118,7 +123,9 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
         **{"stream": f"synthetic-{image_shape[1]}px", "batch_size": min(spec.batch_size, 1000), "evaluate_on": "test"},
         "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
     }
-    if _normalises_one_value(spec.model_copy(update={**IRRELEVANT, **changed})):
+    with redirect_stdout(sys.stderr):
+        found = _normalises_one_value(spec.model_copy(update={**IRRELEVANT, **changed}))
+    if found:
         slices = f", slices of {size}" if size else ""
         raise UsageError(
             f"images of {image_shape[1]} x {image_shape[2]} come down to one pixel in {spec.network}, and its batch "
@@ -149,12 +156,12 @@ def _normalises_one_value(spec: RunSpec) -> bool:
         with _without_values():
             _take_steps(build(spec, Unwatched(), device="meta"))
         return False
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if _is_of_one_value(error):
             return True
     try:
         _take_steps(build(spec, Unwatched(), device="cpu"))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _is_of_one_value(error)
     return False
 
@@ -163,5 +170,5 @@ def _take_steps(run: Run) -> None:
     train(run, short_schedule(run.method), Unwatched(), Progress())
 
 
-def _is_of_one_value(error: Exception) -> bool:
+def _is_of_one_value(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)

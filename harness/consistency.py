@@ -185,14 +185,20 @@ def _timeline(footprint: Footprint) -> Iterator[str]:
             yield f"footprint.timeline has the role {clean(role, 40)!r}, which clmem does not know"
         if len(sizes) != samples:
             yield f"footprint.timeline has {samples:,} times but {len(sizes):,} sizes of {role}"
+    marks, phases = len(timeline.marks), len(footprint.by_phase)
+    if marks > phases:
+        yield f"footprint.timeline marks {marks:,} phases but footprint.by_phase has {phases:,}"
     highest = max(map(sum, zip(*timeline.roles.values(), strict=False)), default=0)
     if highest > footprint.peak_bytes:
         yield f"footprint.timeline rises to {highest:,} but footprint.peak_bytes is {footprint.peak_bytes:,}"
 
 
 def _allocator(allocator: Allocator, target: str) -> Iterator[str]:
-    if allocator.kind != allocator_of(target):
-        yield f"allocator.kind is {allocator.kind!r} but the spec's target is {target!r}"
+    try:
+        if allocator.kind != allocator_of(target):
+            yield f"allocator.kind is {allocator.kind!r} but the spec's target is {target!r}"
+    except UsageError as error:
+        yield str(error)
     yield from _highest(
         "allocator", allocator.peak_bytes, [((task, phase), size) for task, phase, size in allocator.by_phase]
     )

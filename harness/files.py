@@ -45,7 +45,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # whatever has that name, a link in a folder of others among it
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -48,6 +48,9 @@ LAST_WORDS_BYTES = 64 * 2**10
 LOOK_S = 0.2
 """Seconds after which a worker that says nothing is looked at."""
 
+LOOKS, QUIET_LOOKS, BETWEEN_LOOKS_S = 50, 2, 0.02
+"""How often at most a worker's children are looked for when it ends, and after how many looks without any no more."""
+
 OnProgress = Callable[[dict[str, Any]], None]
 
 
@@ -176,9 +179,16 @@ class _Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             self.process.kill()
-        for pid in _marked(self._mark):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        quiet = 0
+        for _ in range(LOOKS):  # a program that is just being started has no environment yet, so one look is not enough
+            found = _marked(self._mark)
+            for pid in found:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            quiet = 0 if found else quiet + 1
+            if quiet == QUIET_LOOKS:
+                return
+            time.sleep(BETWEEN_LOOKS_S)
 
     def end(self) -> int:
         """Kill whatever is left, and return the process's exit code."""

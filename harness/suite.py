@@ -39,9 +39,9 @@ class Variation(BaseModel):
     streams: list[str] | None = None
     executions: list[Annotated[str, AfterValidator(canonical)]] | None = None
     seeds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
-    batch_size: int | None = None
-    buffer_size: int | None = None
-    replay_size: int | None = None
+    batch_size: int | None = Field(None, strict=True)
+    buffer_size: int | None = Field(None, strict=True)
+    replay_size: int | None = Field(None, strict=True)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
 
     @field_validator("seeds")

@@ -38,8 +38,8 @@ def check_same_data(results: Sequence[RunResult]) -> None:
 
     Every successful run of a stream must have one `data_digest`. Every run of a stream, seed, batch size and length
     of training must have one `fingerprint`, accuracy runs and memory runs each among themselves; joint runs have an
-    order of their own and are left out of this. Memory runs
-    of one table must agree in what decides bytes. Raises UsageError naming the field, both values and both files.
+    order of their own and are left out of this. Memory runs of one table must agree in what decides bytes. Raises
+    UsageError naming the field, both values and both files.
     """
     finished = [run for run in results if run.status == "ok"]
     _check_equal("data_digest", ((run, run.spec.stream) for run in finished))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -84,7 +86,8 @@ def predict(
     from reports.terminal import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
-    result = predicted(spec, sources)
+    with redirect_stdout(sys.stderr):  # what a method prints is no result
+        result = predicted(spec, sources)
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
 
 

@@ -60,7 +60,9 @@ def judge(tally: Tally, command: Command, folder: Path) -> subprocess.CompletedP
             os.killpg(process.pid, signal.SIGKILL)
         printed, complaints = process.communicate()
     done = subprocess.CompletedProcess(process.args, process.returncode, printed, complaints)
-    if b"Traceback (most recent call last)" in complaints + printed or process.returncode not in CODES:
+    said = complaints + printed
+    faulty = b"Traceback (most recent call last)" in said or b"this is a fault of clmem" in said
+    if faulty or process.returncode not in CODES:
         last = complaints.decode(errors="replace").strip().splitlines()[-3:]
         tally.tracebacks.append(f"{command.name} ended with {process.returncode}: {' / '.join(last)[-400:]}")
     elif b"\x1b[" in complaints + printed:

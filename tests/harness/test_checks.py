@@ -119,6 +119,7 @@ class Wrong(SGD):
     ("line", "sentence"),
     [
         ("self.absent", "AttributeError: 'Wrong' object has no attribute 'absent', in "),
+        ("raise SystemExit(3)", "SystemExit: 3, in "),
         ("raise ValueError('lr must be even')", "method 'wrong' cannot be set up like this: lr must be even"),
         ("raise KeyError('\\x1b[31m' + 'x' * 10 ** 6)", "KeyError: "),
         ("import torch; torch.ones(2) @ torch.ones(3)", "in "),
@@ -135,6 +136,15 @@ def test_whatever_a_plug_in_raises_is_one_sentence(line: str, sentence: str, ins
     assert len(said) < 900
     if sentence.endswith("in "):
         assert re.search(r"wrong_method\.py:8", said)
+
+
+def test_what_a_method_prints_while_it_is_checked_is_no_result(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install({"wrong_method.py": PLUGIN.format(line="print('hello')")}, {"wrong": "wrong_method:Wrong"})
+    check_spec(RunSpec(method="wrong", width=1))
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
 
 
 def test_a_plug_in_that_reads_values_is_checked_all_the_same(install: Callable[..., None]) -> None:

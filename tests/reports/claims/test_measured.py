@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -16,7 +18,7 @@ from harness.results import RunResult, save_result
 from reports.cells import sections
 from reports.claims.claim import Claim
 from reports.claims.measured import Bench, Place, benches, load_benches
-from reports.claims.page import claim_json, page, short, terminal
+from reports.claims.page import claim_json, page, short, terminal, write_page
 from reports.claims.plots import draw_claim, drawn_lines, waterfall_steps
 from reports.claims.surface import surface_table
 from reports.claims.tables import measured_table, ratio_table
@@ -224,3 +226,30 @@ def test_the_command_writes_the_page_and_needs_no_torch(tmp_path: Path, runs: li
     assert "Claimed: 6.16x" in done.stdout
     assert (tmp_path / "page" / "lightcl.md").read_text(encoding="utf-8").startswith("# LightCL")
     assert (tmp_path / "page" / "plots" / "lightcl-cpu-ratio.svg").exists()
+
+
+def test_a_claim_s_name_and_words_stay_in_their_place(claim: Claim, runs: list[RunResult], tmp_path: Path) -> None:
+    words = {"name": "../../x(1)", "title": "a\x1b]0;t\x07 <script>b [c](javascript:d)"}
+    hostile = claim.model_copy(update=words)
+    found = benches(hostile, runs)
+    path = write_page(hostile, found, [], tmp_path / "a" / "b")
+    assert path.parent == tmp_path / "a" / "b"
+    assert {file.parent for file in tmp_path.rglob("*.*")} <= {path.parent, path.parent / "plots"}
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# a &lt;script>b [c]\\(javascript:d)\n")
+    links = {unquote(name) for name in re.findall(r"\(plots/([^)]*)\)", text)}
+    assert links == {file.name for file in (path.parent / "plots").iterdir()}
+    assert "\x1b" not in terminal(hostile, found, [])
+
+
+def test_equal_results_of_two_directories_count_once(claim: Claim, run: MakeRun, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_result(tmp_path / name, run("sgd", 640.0))
+        save_result(tmp_path / name, run("head-only", 640.0))
+    (bench,) = load_benches(claim, [tmp_path / "one", tmp_path / "two"])
+    assert len(bench.runs) == 1
+    assert bench.left_out == {"head-only": 1}
+    save_result(tmp_path / "two", run("sgd", 640.0, data_digest="other"))
+    with pytest.raises(UsageError, match=r"/one/sgd--\S* and \S*/two/sgd--\S* are results of one run but differ in"):
+        load_benches(claim, [tmp_path / "one", tmp_path / "two"])
