@@ -102,10 +102,8 @@ def _explained(error: Exception) -> tuple[int, str]:
         said = error.strerror or str(error) or type(error).__name__
         return 2, said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}"
     if isinstance(error, MemoryError):
-        return (
-            1,
-            f"this process is out of memory ({str(error) or 'at a request of Python'}); give it less to do, or more",
-        )
+        said = str(error) or "a request of Python was refused"
+        return 1, f"this process is out of memory ({said}); give it less to do, or more memory"
     if isinstance(error, RecursionError):
         return 1, f"something is nested too deeply to be worked on ({blame(error)})"
     from bench.app import ABORT, usage_sentence

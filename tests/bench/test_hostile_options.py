@@ -17,6 +17,8 @@ import harness.fit
 import harness.prediction
 import harness.pretrain
 import harness.probe
+import reports.claims.page
+import reports.markdown
 from bench.cli import LONGEST, main
 from harness.errors import ClmemError
 
@@ -80,8 +82,13 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench.commands.measure, "run_specs", begin)
     monkeypatch.setattr(bench.commands.run, "run_suite", begin)
     for module, work in (
-        (harness.prediction, "predict"), (harness.pretrain, "pretrain"), (harness.probe, "probe"), (harness.fit, "fit")
-    ):  # fmt: skip
+        (harness.prediction, "predict"),
+        (harness.pretrain, "pretrain"),
+        (harness.probe, "probe"),
+        (harness.fit, "fit"),
+        (reports.claims.page, "write_page"),  # which would write to any folder that is named
+        (reports.markdown, "write_report"),
+    ):
         monkeypatch.setattr(module, work, begin)
 
 
@@ -89,7 +96,7 @@ def _said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     monkeypatch.setattr(sys, "argv", ["clmem", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
-    return stopped.value.code, capsys.readouterr().err
+    return stopped.value.code, capsys.readouterr().err.strip()  # a bar that vanishes leaves an empty line
 
 
 @pytest.mark.parametrize(("command", "option"), list(_options()))

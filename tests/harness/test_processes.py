@@ -109,7 +109,7 @@ def test_what_a_worker_prints_is_never_taken_for_an_answer(monkeypatch: pytest.M
 
 
 def test_a_worker_that_dies_after_a_banner_names_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run(monkeypatch, f"{BEGIN}print('a banner'); sys.exit('it is \x1b[31mbroken\x1b[0m [/red]')")
+    outcome = run(monkeypatch, f"{BEGIN}print('a banner', flush=True); sys.exit('it is \x1b[31mbroken\x1b[0m [/red]')")
     assert outcome.reason == f"the process pass ended with code 1 {WHERE}: it is broken [/red]"
 
 

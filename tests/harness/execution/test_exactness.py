@@ -159,7 +159,7 @@ def learnt_plainly(name: str, steps: int, dtype: torch.dtype) -> tuple[Method, i
             method = learn(name, PLAIN, steps, draw=draw)
             if dtype == torch.float64:
                 return method, draw
-            noisy = [learn(name, PLAIN, steps, draw=draw, noise=NOISE) for _ in range(2)]
+            noisy = [learn(name, PLAIN, steps, draw=draw, noise=NOISE) for _ in range(6)]
             if all(difference(name, PLAIN, other, method) < TOLERANCES[dtype][1] for other in noisy):
                 return method, draw
     raise AssertionError(f"{name} amplifies noise on every draw, so float32 cannot be compared")
