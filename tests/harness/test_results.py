@@ -116,7 +116,7 @@ def _set(*keys: Any, to: Any) -> Change:
         (_set("allocator", "reserved_bytes", to=5), "but allocator.reserved_bytes, which holds it, is 5"),
         (_set("footprint", "phases", to={}), "footprint.phases says 0 for before_task but"),
         (_set("footprint", "peak_op", to="aten::x"), "footprint.peak_op is 'aten::x' but by_phase says 'aten::"),
-        (_set("footprint", "timeline", "marks", to=[[0.0, "a"]] * 99), "footprint.timeline has"),
+        (_set("footprint", "timeline", "marks", to=[[0.0, "a"]] * 2001), "footprint.timeline has 2,001 marks"),
         (_set("footprint", "timeline", "roles", "input", 0, to=2**40), "footprint.timeline rises to 1,0"),
         (_set("process", "peak_bytes", to=5), "process.peak_bytes is 5 but the process began with"),
         (_set("phase_s", "lunch", to=1.0), "phase_s has the phase 'lunch', which clmem does not know"),
