@@ -133,14 +133,5 @@ def _say(message: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def __getattr__(name: str) -> Any:
-    """Return the typer application for those who import it from here."""
-    if name != "app":
-        raise AttributeError(name)
-    from bench.app import app
-
-    return app
-
-
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ import torch
 
 from harness.build import Run, build
 from harness.environment import environment
-from harness.errors import ClmemError, UsageError
+from harness.errors import ClmemError, UsageError, blame
 from harness.execution.monitor import Unwatched
 from harness.memory.caching import cached
 from harness.memory.ledger import Records, join, undeclared_sentence
@@ -24,6 +24,7 @@ from harness.results import RunResult
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.targets import PREDICTED, allocator_of
 from harness.techniques import PLAIN, techniques
+from harness.text import clean
 from harness.training import Progress, short_schedule, train
 
 
@@ -78,6 +79,10 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
                 train(run, short_schedule(run.method), observer, Progress())
             except NotImplementedError as error:
                 raise _unpredictable(spec, error) from error
+            except ClmemError:
+                raise
+            except Exception as error:
+                raise ClmemError(f"method {spec.method!r} failed while it was predicted: {blame(error)}") from error
             observer.finish()
     finally:
         log = recorder.stop()
@@ -114,10 +119,11 @@ def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:
     """Name the line of the method that asked a tensor without values for one."""
     inside = (Path(torch.__file__).parent, Path(__file__).parent)
     lines = [(Path(line.filename), line) for line in traceback.extract_tb(error.__traceback__)]
-    line = [line for path, line in lines if not any(folder in path.parents for folder in inside)][-1]
+    theirs = [line for path, line in lines if not any(folder in path.parents for folder in inside)]
+    where = f" in {Path(theirs[-1].filename).name}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
+    said = clean(str(error).partition(";")[0])
     return UsageError(
-        f"{spec.method!r} reads values in {Path(line.filename).name}:{line.lineno} ({line.line}) and cannot be "
-        f"predicted, as predictions have none ({str(error).splitlines()[0].partition(';')[0]}); measure it"
+        f"{spec.method!r} reads values{where} and cannot be predicted, as predictions have none ({said}); measure it"
     )
 
 

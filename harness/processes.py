@@ -151,11 +151,11 @@ class _Worker:
 
         The pipe stays open as long as anything that the worker forked lives, so its end tells nothing.
         """
-        pending = b""
+        pending, channel = b"", select.poll()  # which knows descriptors beyond 1,023, as select does not
+        channel.register(self._channel, select.POLLIN)
         while time.monotonic() < deadline:
             ended = not self.is_alive()
-            readable, _, _ = select.select([self._channel], [], [], 0 if ended else LOOK_S)
-            if not readable:
+            if not channel.poll(0 if ended else 1000 * LOOK_S):
                 if ended:
                     return None
                 continue

@@ -18,6 +18,8 @@ LONGEST_S = 366 * 24 * 3600
 """What one process may take at most."""
 MOST_NAMES = 10_000
 """Methods, streams, seeds or variations of one suite."""
+MOST_RUNS = 100_000
+"""Of one suite."""
 SHORT = {"epochs": 1, "steps_per_task": None}
 """How long a run trains that measures memory: its schedule is short whatever the suite says."""
 
@@ -68,7 +70,7 @@ class Suite(Conditions):
     measure: list[Measured] = Field(default=["memory", "accuracy"])
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1, max_length=MOST_NAMES)
     executions: list[Annotated[str, AfterValidator(canonical)]] = Field(default=[PLAIN], min_length=1)
-    timeout_s: float = Field(3600, gt=0, le=LONGEST_S)
+    timeout_s: float = Field(3600, gt=0, le=LONGEST_S, strict=True)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
     vary: list[Variation] = Field(default=[Variation()], min_length=1)
 
@@ -95,7 +97,22 @@ class Suite(Conditions):
         return self
 
     def specs(self) -> list[RunSpec]:
-        """Return one spec per run, memory first."""
+        """Return one spec per run, memory first. Raises UsageError for too many of them, or a wrong one."""
+        number = sum(
+            len(self.methods if one.methods is None else one.methods)
+            * len(self.streams if one.streams is None else one.streams)
+            * len(self.executions if one.executions is None else one.executions)
+            * sum(len(one.seeds or self.seeds) if measure == "accuracy" else 1 for measure in self.measure)
+            for one in self.vary
+        )
+        if number > MOST_RUNS:
+            raise UsageError(f"the suite comes to {number:,} runs, more than {MOST_RUNS:,}; give it fewer of each")
+        try:
+            return self._specs()
+        except ValidationError as error:
+            raise UsageError(f"the suite is wrong: {spec_errors(error, list(RunSpec.model_fields))}") from error
+
+    def _specs(self) -> list[RunSpec]:
         shared = {name: getattr(self, name) for name in Conditions.model_fields}
         if self.weights is not None:
             shared["weights"] = weights_label(self.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench.cli import app
+from bench.app import app
 from harness.job import Job
 from harness.networks import build_network
 from harness.processes import Workers

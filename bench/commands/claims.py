@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bench.options import AsJson
+from bench.options import AsJson, path_option
 from harness.errors import UsageError
-from harness.files import expand
 from harness.results import LONGEST_PATH, RESULT_FILES
 from harness.text import clean
 
@@ -21,7 +20,7 @@ def claims(
     ),
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", help="Directory with results (repeatable; default: those of the claim's suites)."),
+        path_option("--results", help="Directory with results (repeatable; default: those of the claim's suites)."),
     ] = None,
     fixes: Annotated[
         list[str] | None,
@@ -30,7 +29,7 @@ def claims(
             help="Correct what the published ledger leaves out: a name that the page lists (repeatable), or `all`.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the page and its plots into this folder.")] = None,
+    out: Annotated[Path | None, path_option(help="Write the page and its plots into this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
@@ -43,7 +42,7 @@ def claims(
     named = [chosen.fix(name) for name in dict.fromkeys(fixes or []) if name != "all"]
     applied = chosen.fixes if "all" in (fixes or []) else named
     usual = (Path("results") / name for name in chosen.suites)
-    given = [expand(folder) for folder in results or []]
+    given = results or []
     directories = given or [folder for folder in usual if any(folder.glob(RESULT_FILES))]
     benches = load_benches(chosen, directories)
     if given and not any(bench.runs for bench in benches):
@@ -52,7 +51,7 @@ def claims(
             f"{chosen.name!r}; its suites are "
             f"{', '.join(chosen.suites)} (`clmem run`)"
         )
-    path = None if out is None else write_page(chosen, benches, applied, expand(out))
+    path = None if out is None else write_page(chosen, benches, applied, out)
     if as_json:
         print(json.dumps(claim_json(chosen, benches, applied), indent=1))
     else:

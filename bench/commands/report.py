@@ -9,14 +9,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from bench.options import path_option
 from harness.files import expand
 from harness.results import LONGEST_PATH
 from harness.text import clean
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="A results directory.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write report.md and its plots (default: there).")] = None,
+    directory: Annotated[Path, typer.Argument(help="A results directory.", parser=expand, metavar="PATH")],
+    out: Annotated[Path | None, path_option(help="Where to write report.md and its plots (default: there).")] = None,
 ) -> None:
     """Write the markdown report of a results directory."""
     print(clean(str(write_and_show(directory, out)), LONGEST_PATH))
@@ -28,7 +29,6 @@ def write_and_show(directory: Path, out: Path | None) -> Path:
 
     console = Console(stderr=True)
     with console.status("writing the report") as status:
-        folder = None if out is None else expand(out)
         return write_report(
-            expand(directory), folder, progress=lambda caption: status.update(escape(f"drawing: {clean(caption)}"))
+            directory, out, progress=lambda caption: status.update(escape(f"drawing: {clean(caption)}"))
         )

@@ -35,7 +35,7 @@ from bench.progress import Bars
 from harness.directory import Reuse, run_suite
 from harness.errors import UsageError, nearest
 from harness.files import expand
-from harness.spec import RunSpec, Scalar, spec_errors
+from harness.spec import Scalar, spec_errors
 from harness.suite import MOST_NAMES, Suite, Variation, load_suite
 from harness.text import clean, some
 
@@ -92,7 +92,7 @@ def run(
         seeds=None if seeds is None else list(range(seeds)),
     )
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
-    specs = _specs(chosen)
+    specs = chosen.specs()
     sources = make_sources(data_root, chosen.weights, others)
     from harness.checks import check_spec
 
@@ -125,15 +125,6 @@ def _suite_file(suite: str) -> Path:
             f"there is no suite {clean(suite, 80)!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"
         )
     return SUITES / f"{suite}.toml"
-
-
-def _specs(suite: Suite) -> list[RunSpec]:
-    try:
-        return suite.specs()
-    except ValidationError as error:
-        raise UsageError(
-            f"the suite asks for a run that is none: {spec_errors(error, RunSpec.model_fields)}"
-        ) from error
 
 
 def _override(suite: Suite, **fields: Any) -> Suite:

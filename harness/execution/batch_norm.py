@@ -61,10 +61,15 @@ def grouped(network: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
 
 
 def _normalise(norm: nn.modules.batchnorm._BatchNorm, sizes: list[int] | None, x: Tensor) -> Tensor:
-    """Return x [n, C, ...] normalised group by group; sizes: of the groups, None for all of it as one."""
+    """Return x [n, C, ...] normalised group by group; sizes: of the groups, None for all of it as one.
+
+    Raises ValueError for a group of one value per channel, as torch does.
+    """
     if sizes is None and not (norm.training and torch.is_grad_enabled()):
         return type(norm).forward(norm, x)
     sizes = sizes or [len(x)]
+    if 1 in sizes and x[0, 0].numel() == 1:  # of which the kernel makes NaN without a word
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(len(sizes))
     parts = getattr(norm, "backward_parts", 1)

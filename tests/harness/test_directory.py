@@ -25,24 +25,7 @@ from harness.runner import Present, Watcher
 from harness.source import measuring_digest, method_digest
 from harness.spec import RunSpec
 from harness.suite import Suite, load_suite
-
-TINY = """
-title = "tiny"
-methods = ["sgd", "er"]
-streams = ["split-fashion-mini"]
-width = 1
-batch_size = 8
-buffer_size = 8
-replay_size = 4
-steps_per_task = 1
-seeds = [0, 1]
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "tiny.toml"
-    path.write_text(text)
-    return path
+from tests.harness.tiny import TINY, write
 
 
 def whole(spec: RunSpec) -> dict[str, Any]:

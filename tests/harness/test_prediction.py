@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.environment import vectors
-from harness.errors import UsageError
+from harness.errors import ClmemError, UsageError
 from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.recorder import LogRecorder
@@ -264,6 +264,15 @@ def test_a_method_that_reads_values_is_refused_with_the_line_that_does(monkeypat
     with pytest.raises(UsageError, match=r"'sgd' reads values in test_prediction.py:\d+ \(outputs\[0\].logits.tolist"):
         predict(spec("sgd", width=1, batch_size=2))
     assert predicted_peak_bytes(spec("sgd", width=1, batch_size=2)) is None
+
+
+def test_a_fault_of_a_method_is_named_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_step(self: SGD, batch: Batch, outputs: list[Outputs]) -> None:
+        raise KeyError("layer9")
+
+    monkeypatch.setattr(SGD, "after_step", after_step)
+    with pytest.raises(ClmemError, match=r"'sgd' failed while it was predicted: KeyError.*test_prediction.py:\d+"):
+        predict(spec("sgd", width=1, batch_size=2))
 
 
 def test_the_error_of_every_prediction_stands_beside_its_measurement() -> None:

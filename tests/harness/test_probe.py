@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench.cli import app
+from bench.app import app
 from harness.build import build
 from harness.errors import UsageError
 from harness.execution.monitor import Unwatched

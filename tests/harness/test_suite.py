@@ -10,24 +10,7 @@ import pytest
 from harness import suite as suite_module
 from harness.errors import UsageError
 from harness.suite import load_suite
-
-TINY = """
-title = "tiny"
-methods = ["sgd", "er"]
-streams = ["split-fashion-mini"]
-width = 1
-batch_size = 8
-buffer_size = 8
-replay_size = 4
-steps_per_task = 1
-seeds = [0, 1]
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "tiny.toml"
-    path.write_text(text)
-    return path
+from tests.harness.tiny import TINY, write
 
 
 def test_a_variation_may_name_methods_streams_and_executions_of_its_own(tmp_path: Path) -> None:
@@ -147,3 +130,16 @@ def test_thousands_of_methods_take_no_time_to_read(tmp_path: Path, count: int) -
         load_suite(write(tmp_path, text))
     assert time.process_time() - start < 10
     assert len(str(caught.value)) < 1000
+
+
+def test_a_suite_of_too_many_runs_is_refused_at_once(tmp_path: Path) -> None:
+    names = [f"m{number}" for number in range(5000)]
+    text = TINY.replace('["sgd", "er"]', str(names)).replace('["split-fashion-mini"]', str(names))
+    with pytest.raises(UsageError, match="comes to 75,000,000 runs, more than 100,000"):
+        load_suite(write(tmp_path, text)).specs()
+
+
+@pytest.mark.parametrize("line", ["batch_size = true", "replay_size = 1.0", "buffer_size = '8'"])
+def test_sizes_of_a_variation_are_integers(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError, match=line.partition(" ")[0]):
+        load_suite(write(tmp_path, f"{TINY}[[vary]]\n{line}\n"))
