@@ -20,7 +20,10 @@ CODES = {0, 1, 2, 130, 141}
 
 @dataclass(frozen=True)
 class Command:
-    """A command and the machine that it meets. limits: of `resource`, by name, such as RLIMIT_FSIZE."""
+    """A command and the machine that it meets.
+
+    limits: of `resource`, by name, such as RLIMIT_FSIZE. harmless: it must find what it finds undisturbed.
+    """
 
     name: str
     arguments: Sequence[str | bytes]
@@ -28,6 +31,7 @@ class Command:
     limits: Mapping[str, int] = field(default_factory=dict)
     python: Sequence[str] = ()
     seconds: float = 60.0
+    harmless: bool = False
 
 
 def judge(tally: Tally, command: Command, folder: Path) -> subprocess.CompletedProcess[bytes]:

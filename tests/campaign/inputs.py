@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import pickle
 import shutil
 import signal
@@ -36,7 +35,7 @@ from harness.directory import run_suite
 from harness.errors import ClmemError
 from harness.execution.monitor import Unwatched
 from harness.networks import build_network
-from harness.results import RunResult, load_result
+from harness.results import load_result
 from harness.spec import RunSpec
 from harness.streams.folder import open_folder
 from harness.suite import load_suite
@@ -46,6 +45,7 @@ from reports.claims.claim import load_claim
 from reports.markdown import write_report
 from tests.campaign.faults import SUITE
 from tests.campaign.mutations import damaged_bytes, damaged_json, damaged_toml
+from tests.campaign.samples import Malicious, bomb, sound_results
 from tests.campaign.tally import Tally
 
 SECONDS = 10
@@ -54,14 +54,8 @@ SECONDS = 10
 Reader = Callable[[], object]
 
 
-class Malicious:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = str(canary)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.system, (f"touch {self.canary}",))
+class _TimeIsOver(BaseException):
+    """Ends a search at once: hypothesis catches what is an Exception, and goes on."""
 
 
 class Inputs:
@@ -69,21 +63,29 @@ class Inputs:
 
     def __init__(self, tally: Tally, folder: Path, examples: int, number: int, until: float) -> None:
         self.tally, self.folder, self.examples, self.number, self.until = tally, folder, examples, number, until
+        self._attempts: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], object]]] = []
         self.inside = folder / "inside"
         self.canary = folder / "executed"
         self.inside.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
-        """Try every kind of input until the time is over."""
+        """Try every kind of input until the time is over, each for an equal share of what is left."""
         kinds = (
             *(self.results, self.reports, self.manifests, self.suites, self.claims, self.checkpoints, self.weights),
             *(self.pickles, self.images, self.archives),
         )
         for kind in kinds:
             kind()
+        for number, (name, strategy, use) in enumerate(self._attempts):
+            now = time.monotonic()
+            self._try(name, strategy, use, now + (self.until - now) / (len(self._attempts) - number))
 
-    def _try(self, name: str, strategy: st.SearchStrategy[Any], use: Callable[[Any], object]) -> None:
+    def _plan(self, name: str, strategy: st.SearchStrategy[Any], use: Callable[[Any], object]) -> None:
+        self._attempts.append((name, strategy, use))
+
+    def _try(self, name: str, strategy: st.SearchStrategy[Any], use: Callable[[Any], object], end: float) -> None:
         """Give every drawn input to its reader; the smallest one that a reader cannot stand is noted."""
+        failures: list[BaseException] = []
 
         @seed(self.number)
         @settings(
@@ -95,25 +97,24 @@ class Inputs:
         )
         @given(strategy)
         def each(drawn: Any) -> None:
-            if time.monotonic() > self.until:
-                return
+            if time.monotonic() > end:
+                raise _TimeIsOver
             self.tally.inputs += 1
-            with _patience():
-                try:
-                    use(drawn)
-                except ClmemError as error:
-                    if "\n" in str(error) or len(str(error)) > 4000:
-                        raise AssertionError(f"the error is no sentence: {str(error)[:200]!r}") from error
+            try:
+                _judge(use, drawn)
+            except BaseException as error:
+                failures.append(error)
+                raise
 
         try:
             each()
-        except TimeoutError as error:
-            self.tally.hangs.append(f"{name}: {error}")
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            note = " ".join(getattr(error, "__notes__", ()))
-            self.tally.tracebacks.append(f"{name}: {type(error).__name__}: {str(error)[:300]} {note[:500]}")
+            for failure in failures[-1:]:
+                kind = self.tally.hangs if isinstance(failure, TimeoutError) else self.tally.tracebacks
+                note = " ".join(getattr(error, "__notes__", ()))
+                kind.append(f"{name}: {type(failure).__name__}: {str(failure)[:300]} {note[:500]}")
         stray = {path.name for path in self.folder.iterdir()} - {"inside", "executed"}
         if stray:
             self.tally.outside.append(f"{name} left {', '.join(sorted(stray))}")
@@ -123,7 +124,7 @@ class Inputs:
 
     def results(self) -> None:
         """Read damaged result files."""
-        sound = _sound_results()
+        sound = sound_results()
 
         def use(drawn: Any) -> None:
             path = (
@@ -139,14 +140,14 @@ class Inputs:
             if _peaks(found.model_dump(mode="json", by_alias=True)) != peaks.get(found.run_id):
                 raise AssertionError("another peak was believed")
 
-        self._try("results", st.one_of([damaged_json(one) for one in sound]), use)
+        self._plan("results", st.one_of([damaged_json(one) for one in sound]), use)
         whole = json.dumps(sound[0]).encode()
         path = self.inside / f"{sound[0]['run_id']}.json"
-        self._try("bytes of results", damaged_bytes(whole), lambda drawn: _written(path, drawn, load_result))
+        self._plan("bytes of results", damaged_bytes(whole), lambda drawn: _written(path, drawn, load_result))
 
     def reports(self) -> None:
         """Report on damaged results; what is written stays in its folder and is escaped."""
-        sound = _sound_results()
+        sound = sound_results()
 
         def use(drawn: Any) -> None:
             out = self.inside / "reported"
@@ -162,7 +163,7 @@ class Inputs:
             if len(page) > 2_000_000:
                 raise AssertionError(f"the page has {len(page):,} characters")
 
-        self._try("reports", damaged_json(sound[0]), use)
+        self._plan("reports", damaged_json(sound[0]), use)
 
     def manifests(self) -> None:
         """Meet a damaged manifest in a results directory."""
@@ -182,14 +183,14 @@ class Inputs:
             run_suite(chosen, out)
             raise AssertionError("a directory of another suite was filled")
 
-        self._try("manifests", damaged_json(sound), use)
+        self._plan("manifests", damaged_json(sound), use)
 
     def suites(self) -> None:
         """Read damaged suite files."""
         path = self.inside / "suite.toml"
         for source in sorted((Path(__file__).parents[2] / "bench" / "suites").glob("*.toml"))[:3]:
             text = source.read_text(encoding="utf-8")
-            self._try(
+            self._plan(
                 f"suite {source.stem}",
                 damaged_toml(text),
                 lambda drawn: _written(path, _encoded(drawn), lambda file: load_suite(file).specs()),
@@ -200,7 +201,7 @@ class Inputs:
         path = self.inside / "claim.toml"
         for source in sorted(CLAIMS.glob("*.toml")):
             text = source.read_text(encoding="utf-8")
-            self._try(
+            self._plan(
                 f"claim {source.stem}",
                 damaged_toml(text),
                 lambda drawn: _written(path, _encoded(drawn), lambda file: load_claim(str(file))),
@@ -218,7 +219,7 @@ class Inputs:
             if course.steps and file.read_bytes() != whole:
                 raise AssertionError("a damaged checkpoint was resumed")
 
-        self._try("checkpoints", damaged_bytes(whole), lambda drawn: _written(path, drawn, resumed))
+        self._plan("checkpoints", damaged_bytes(whole), lambda drawn: _written(path, drawn, resumed))
 
         def forged(drawn: Any) -> None:
             import hashlib
@@ -233,7 +234,7 @@ class Inputs:
 
         values = st.sampled_from([None, 1, "x", [], {}, [1, 2, 3], {"task": -1}, {"steps": 10**20}, "{}"])
         parts = ("method", "network", "trunk", "rng", "execution", "fingerprint", "course", "resumed_at")
-        self._try("forged checkpoints", st.dictionaries(st.sampled_from(parts), values), forged)
+        self._plan("forged checkpoints", st.dictionaries(st.sampled_from(parts), values), forged)
 
     def weights(self) -> None:
         """Load damaged weights."""
@@ -242,7 +243,7 @@ class Inputs:
         torch.save(network.state_dict(), buffer)
         for suffix, whole in (("safetensors", save(network.state_dict())), ("pt", buffer.getvalue())):
             path = self.inside / f"trunk.{suffix}"
-            self._try(
+            self._plan(
                 f"weights as {suffix}",
                 st.one_of(damaged_bytes(whole), damaged_bytes(whole[:2000]).map(partial(_before, whole[2000:]))),
                 lambda drawn, path=path: _written(path, drawn, lambda file: load_weights(network, file)),  # type: ignore[misc]
@@ -258,14 +259,14 @@ class Inputs:
             forms.append(buffer.getvalue())
         for suffix in ("pt", "pth", "safetensors", "tar", "ckpt"):
             path = self.inside / f"weights.{suffix}"
-            self._try(
+            self._plan(
                 f"pickles as {suffix}",
                 st.sampled_from(forms),
                 lambda drawn, path=path: _written(path, drawn, lambda file: load_weights(network, file)),  # type: ignore[misc]
             )
         checkpoint = self.inside / "checkpoint"
         run = _run()
-        self._try(
+        self._plan(
             "pickles as checkpoints",
             st.sampled_from(forms),
             lambda drawn: _written(checkpoint, drawn, lambda file: Checkpoint(file, {}).restore(run)),
@@ -280,7 +281,7 @@ class Inputs:
             buffer = io.BytesIO()
             picture.save(buffer, kind)
             wholes.append(buffer.getvalue())
-        wholes += [b"%!PS\n(canary) (w) file closefile showpage", _bomb(), b"P6 99999 99999 255\n", b"", b"GIF89a"]
+        wholes += [b"%!PS\n(canary) (w) file closefile showpage", bomb(), b"P6 99999 99999 255\n", b"", b"GIF89a"]
 
         def use(drawn: bytes) -> None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -291,7 +292,7 @@ class Inputs:
                     (folder / name / f"{number}.png").write_bytes(content)
             open_folder(folder, 32)
 
-        self._try(
+        self._plan(
             "images", st.sampled_from(wholes).flatmap(lambda one: st.one_of(st.just(one), damaged_bytes(one))), use
         )
 
@@ -330,7 +331,17 @@ class Inputs:
 
             small = [form for form in forms if len(form) < 10_000]
             strategy = st.one_of(st.sampled_from(forms), st.sampled_from(small).flatmap(damaged_bytes))
-            self._try(f"archive {name}", strategy, use)
+            self._plan(f"archive {name}", strategy, use)
+
+
+def _judge(use: Callable[[Any], object], drawn: Any) -> None:
+    """Let a reader read what was drawn; it may refuse with one sentence."""
+    with _patience():
+        try:
+            use(drawn)
+        except ClmemError as error:
+            if "\n" in str(error) or len(str(error)) > 4000:
+                raise AssertionError(f"the error is no sentence: {str(error)[:200]!r}") from error
 
 
 def _peaks(result: dict[str, Any]) -> list[int | None]:
@@ -376,35 +387,3 @@ def _patience() -> Iterator[None]:
 
 def _run() -> Run:
     return build(RunSpec(method="er", width=1, batch_size=8, buffer_size=4, replay_size=4), Unwatched())
-
-
-def _bomb() -> bytes:
-    """Return a PNG of 30,000 x 30,000 pixels in a few kilobytes."""
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(bytes(3751 * 30_000), 9))
-        + chunk(b"IEND", b"")
-    )
-
-
-def _sound_results() -> list[dict[str, Any]]:
-    """Return results as they are published: of memory, of the peak alone, and of accuracy."""
-    published = Path(__file__).parents[2] / "reports" / "published"
-    found: list[dict[str, Any]] = []
-    for suite, wanted in (("table1-memory", "memory"), ("table1", "accuracy"), ("claims", "peak")):
-        for archive in (published / suite).glob("results.tar.gz"):
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    file = tar.extractfile(member) if member.name.endswith(".json") and "--" in member.name else None
-                    value = None if file is None else json.load(file)
-                    if value and value["spec"]["measure"] == wanted and RunResult.model_validate(value).status == "ok":
-                        found.append(value)
-                        break
-    return found

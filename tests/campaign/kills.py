@@ -64,7 +64,7 @@ BLOWS: dict[str, Callable[[subprocess.Popen[bytes]], None]] = {
     "suite STOP, CONT": lambda suite: _pause(suite.pid),
     "worker KILL": lambda suite: _each(suite, signal.SIGKILL, most=1),
     "worker TERM": lambda suite: _each(suite, signal.SIGTERM, most=1),
-    "worker STOP, CONT": lambda suite: [_pause(pid) for pid in workers_of(suite.pid)[:1]] and None,
+    "worker STOP, CONT": lambda suite: _pause(*workers_of(suite.pid)[:1]),
     "all workers KILL": lambda suite: _each(suite, signal.SIGKILL),
     "group KILL": lambda suite: _together(suite),
 }
@@ -191,10 +191,11 @@ def _twice(suite: subprocess.Popen[bytes]) -> None:
     os.kill(suite.pid, signal.SIGINT)
 
 
-def _pause(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.5)
-    os.kill(pid, signal.SIGCONT)
+def _pause(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGCONT)
 
 
 def _each(suite: subprocess.Popen[bytes], number: int, most: int = 100) -> None:
