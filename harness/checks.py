@@ -36,6 +36,10 @@ IRRELEVANT: Mapping[str, object] = {
 """What runs of a suite differ in that decides nothing about how they are put together: those are checked once."""
 
 
+class OneValueError(UsageError):
+    """A batch norm would learn from a single value: some batch or image is too small."""
+
+
 def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) -> None:
     """Raise UsageError, one sentence, for anything in a spec that cannot be carried out; fetch its data if need be.
 
@@ -67,7 +71,8 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) 
     except BaseException as error:  # such as SystemExit
         if means_out_of_memory(error, limited=is_limited()):
             raise UsageError(
-                f"method {spec.method!r} cannot be set up, because memory ran out: {clean(str(error))}"
+                f"method {spec.method!r} cannot be set up, because memory ran out: "
+                f"{clean(str(error)) or type(error).__name__}"
             ) from error
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {blame(error)}") from error
     check_batch_norms(spec, image_shape)
@@ -83,7 +88,7 @@ def _put_together(spec: RunSpec, sources: Sources) -> tuple[int, int, int]:
     try:
         with _without_values():
             return build(spec, Unwatched(), sources, device="meta", kept=kept).stream.image_shape
-    except UsageError:
+    except (UsageError, OSError, MemoryError):  # with values it would fail no other way
         raise
     except Exception:
         return build(spec, Unwatched(), sources, device="cpu").stream.image_shape
@@ -109,7 +114,7 @@ def _kept_channels(plain: RunSpec, sources: Sources) -> Mapping[str, Tensor]:
 
 
 def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
-    """Raise UsageError if a batch norm would learn from a single value, whose deviation from itself tells nothing.
+    """Raise OneValueError if a batch norm would learn from a single value, whose deviation from itself tells nothing.
 
     That takes a map of one pixel and one sample, of a batch, of a replay or of a slice: steps are taken where the
     network's maps are so small. image_shape: (channels, height, width) of what the run learns; images are square.
@@ -127,7 +132,7 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
         found = _normalises_one_value(spec.model_copy(update={**IRRELEVANT, **changed}))
     if found:
         slices = f", slices of {size}" if size else ""
-        raise UsageError(
+        raise OneValueError(
             f"images of {image_shape[1]} x {image_shape[2]} come down to one pixel in {spec.network}, and its batch "
             f"norms cannot learn from one sample of them (batch size {spec.batch_size}, replay size "
             f"{spec.replay_size}{slices}); give at least 2 of each, or larger images"

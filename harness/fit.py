@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.budgets import Budget, budget
-from harness.checks import check_spec
+from harness.checks import OneValueError, check_spec
 from harness.errors import ClmemError, UsageError
 from harness.job import Job
 from harness.memory.caching import OutOfReservedError, cached
@@ -57,11 +57,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits. largest: None when not even the smallest does. points: every prediction made, by size.
+    """What fits. largest: None when not even the smallest does that a method can learn with.
 
-    own_bytes: what a process takes on the CPU beside its tensors, measured; on a board it is one of the budget's
-    deductions. capped: whether the search ended at its own bound or at the data's and not at the budget's. images: how
-    many the smallest task has, where the batch varies.
+    points: every prediction made, by size. own_bytes: what a process takes on the CPU beside its tensors, measured; on
+    a board it is one of the budget's deductions. capped: whether the search ended at its own bound or at the data's and
+    not at the budget's. images: how many the smallest task has, where the batch varies.
     """
 
     spec: RunSpec
@@ -95,6 +95,7 @@ def fit(
     own = own_process_bytes(spec, sources) if on_cpu else 0
     step = 1 if axis == "batch" else SIDE_STEP
     tried: dict[int, Point] = {}
+    too_small: dict[int, OneValueError] = {}
     logs: dict[int, AllocationLog] = {}
 
     def at(number: int) -> Point:
@@ -109,6 +110,14 @@ def fit(
             on_point(tried[number])
         return tried[number]
 
+    def fits(number: int) -> bool:
+        """Say whether the search goes on to larger numbers: this one stays within the limit, or is too small to run."""
+        try:
+            return at(number).fits(limit)
+        except OneValueError as error:
+            too_small[number] = error
+            return True
+
     most = LARGEST[axis] // step
     chosen = techniques(spec.execution, method_class(spec.method).lean)
     if axis == "batch" and (chosen.trunk_chunk or chosen.conv_slice or chosen.micro_batch):
@@ -118,21 +127,23 @@ def fit(
     small, large = (size // step for size in FIRST[axis])
     if large > most:
         small, large = max(1, most // 2), most
-    first = [number for number in (small, large) if at(number).fits(limit)]
+    first = [number for number in (small, large) if fits(number)]
     bad = min((number for number in tried if number not in first), default=most + 1)
     simulated = _simulated(logs, limit, bad, area=axis == "side") if len(logs) == len(first) == 2 else None
 
     def crossing() -> int | None:
         return simulated or _crossing(tried, limit, own, area=axis == "side")
 
-    good = _search(lambda number: at(number).fits(limit), crossing, max(first, default=0), bad)
+    good = _search(fits, crossing, max(first, default=0), bad)
+    if not tried:
+        raise too_small[good]
     return Fit(
         spec=spec,
         axis=axis,
         budget=allowed,
         limit_bytes=limit,
         own_bytes=own,
-        largest=tried[good] if good else None,
+        largest=tried.get(good),
         points=[tried[number] for number in sorted(tried)],
         capped=good == most,
         images=images,

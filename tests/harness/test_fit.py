@@ -144,6 +144,29 @@ def test_a_method_that_does_not_fit_at_all_has_no_answer() -> None:
     assert answer(found) == "Predicted: not even the smallest batch fits."
 
 
+SMALL_MAPS = {"network": "resnet18-imagenet", "stream": "synthetic-32px"}
+
+
+@pytest.mark.usefixtures("affine")
+def test_a_batch_too_small_for_batch_norms_is_no_answer() -> None:
+    found = fit(spec(budget="3MiB", **SMALL_MAPS), "batch")
+    assert found.largest is None
+    assert min(point.size for point in found.points) == 2
+
+
+@pytest.mark.usefixtures("affine")
+def test_images_too_small_for_batch_norms_are_passed_over() -> None:
+    found = fit(spec(batch_size=1, replay_size=1, budget="60MiB", **SMALL_MAPS), "side")
+    assert found.largest is not None
+    assert found.points[0].size > 32
+
+
+@pytest.mark.usefixtures("affine")
+def test_a_replay_too_small_at_every_batch_is_refused() -> None:
+    with pytest.raises(UsageError, match="replay size 1"):
+        fit(spec(method="derpp", replay_size=1, **SMALL_MAPS), "batch")
+
+
 @pytest.mark.usefixtures("affine")
 def test_a_search_that_ends_at_its_own_bound_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fitting.LARGEST, "batch", 40)
