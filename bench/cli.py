@@ -50,6 +50,8 @@ class _Interrupts:
 
 def main() -> None:
     """Run the command line; print errors as one sentence."""
+    # numpy multiplies nothing here, and under a limit of memory OpenBLAS's threads end the process as they start
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in sys.argv[1:]
     with _Interrupts() as interrupts:
         try:
@@ -92,18 +94,20 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
 def _explained(error: Exception) -> tuple[int, str]:
     """Return the exit code of an exception, and one sentence about it."""
     from harness.errors import ClmemError, UsageError, blame
+    from harness.out_of_memory import is_limited, means_out_of_memory
 
     if isinstance(error, ClmemError):
         return 2 if isinstance(error, UsageError) else 1, str(error)
+    if means_out_of_memory(error, limited=is_limited()):
+        # numpy explains at length before it says what happened
+        said = str(error).strip().rpartition("\n")[2] or "a request of Python was refused"
+        return 1, f"this process is out of memory ({said}); give it less to do, or more memory"
     if isinstance(error, OSError):
         _stop_writing()
         if isinstance(error, BrokenPipeError):
             return UNREAD, ""
         said = error.strerror or str(error) or type(error).__name__
         return 2, said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}"
-    if isinstance(error, MemoryError):
-        said = str(error) or "a request of Python was refused"
-        return 1, f"this process is out of memory ({said}); give it less to do, or more memory"
     if isinstance(error, RecursionError):
         return 1, f"something is nested too deeply to be worked on ({blame(error)})"
     from bench.app import ABORT, usage_sentence

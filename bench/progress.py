@@ -33,6 +33,7 @@ class Bars(Watcher):
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._runs = self._progress.add_task("runs", total=total)
 

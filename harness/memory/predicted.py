@@ -202,6 +202,16 @@ def _like_first(recorder: ShapeRecorder, x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _in_place(func: Any) -> Callable[..., Tensor]:
+    """Return a rule for an operation that changes its first argument: torch still refuses shapes that do not fit."""
+
+    def rule(recorder: ShapeRecorder, x: Tensor, other: Any) -> Tensor:
+        fits = not isinstance(other, Tensor) or other.shape == x.shape
+        return x if fits else func(x, other)
+
+    return rule
+
+
 DRAWS = {aten.uniform_.default, aten.normal_.default}
 """Left out: torch takes longer for them than for all else, and initial weights need no values, on the host neither."""
 RULES: dict[Any, Callable[..., Any]] = {
@@ -212,6 +222,11 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.relu.default: _like_first,
     aten.threshold_backward.default: _like_first,
+    aten.abs.default: _like_first,
+    aten.__lshift__.Scalar: _like_first,
+    aten.__rshift__.Scalar: _like_first,
+    aten.bitwise_and_.Scalar: _in_place(aten.bitwise_and_.Scalar),
+    aten.bitwise_or_.Tensor: _in_place(aten.bitwise_or_.Tensor),
 }
 """What is taken for the result of operations that read values, and of those that torch takes long to find it out for:
 half of a prediction was their formulas in Python."""

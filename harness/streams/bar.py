@@ -16,7 +16,10 @@ def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+    console = Console(stderr=True)
+    # where there is no terminal Rich draws nothing, and still ends it with an empty line
+    hidden = not console.is_terminal
+    with Progress(console=console, transient=True, auto_refresh=False, disable=hidden) as progress:
         task, numbers = progress.add_task(description, total=total), count(1)
 
         def advance() -> None:

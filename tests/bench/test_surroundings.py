@@ -34,6 +34,10 @@ def clmem(*arguments: str | bytes, flags: tuple[str, ...] = (), shell: str = "",
     return done.returncode, said
 
 
+def test_a_command_that_went_well_says_nothing_on_stderr() -> None:
+    assert clmem("measure", "sgd", "--width", "1", "--stream", "split-fashion-mini") == (0, "")
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert clmem("list", "methods", shell='"$@" | head -c 0; exit ${PIPESTATUS[0]}') == (141, "")
 
@@ -48,6 +52,20 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 )
 def test_an_output_that_takes_nothing_is_one_sentence(shell: str, code: int, sentence: str) -> None:
     assert clmem("list", "targets", shell=shell) == (code, sentence)
+
+
+@pytest.mark.parametrize("limit", ["-v 400000", "-d 100000"])
+def test_too_little_memory_for_the_libraries_is_named(limit: str) -> None:
+    code, said = clmem("measure", "sgd", "--width", "1", shell=f'ulimit {limit}; "$@"')
+    assert code == 1
+    assert "this process is out of memory" in said
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(tmp_path: Path) -> None:
+    shell = f'trap "" XFSZ; cd {tmp_path}; ulimit -f 0; "$@" --out out'
+    code, said = clmem("measure", "sgd", "--width", "1", "--stream", "split-fashion-mini", shell=shell)
+    assert code == 2
+    assert "No usable temporary directory" in said or "File too large" in said
 
 
 def test_a_closed_terminal_gets_no_error_on_stdout() -> None:
@@ -84,6 +102,8 @@ def test_a_path_that_is_no_text_is_refused_in_any_locale() -> None:
         assert "no text in utf-8" in said
 
 
+@pytest.mark.slow
+@pytest.mark.nightly  # all that torch consists of is compiled once more
 def test_python_without_docstrings_and_asserts_lists_and_measures() -> None:
     assert clmem("list", "methods", "--json", flags=("-OO",)) == (0, "")
     code, said = clmem("measure", "sgd", "--width", "1", "--stream", "split-fashion-mini", flags=("-OO",))
