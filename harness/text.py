@@ -34,8 +34,8 @@ def clean(text: str, longest: int = LONGEST) -> str:
     A text that is cut says how long it was.
     """
     cut = _CUT.search(text)
-    if cut is not None and cut.start() == longest:  # it was cleaned before
-        return text[:longest] + cut[0] if text.isprintable() else clean(text[:longest], longest) + cut[0]
+    if cut is not None and cut.start() <= longest:  # it was cleaned before
+        return text if text.isprintable() else clean(text[: cut.start()], longest) + cut[0]
     head = _ESCAPES.sub("", text[: 4 * longest])
     shown = " ".join("".join(_visible(character) for character in head).split())
     if len(shown) <= longest and len(text) <= 4 * longest:

@@ -101,12 +101,9 @@ class ShapeRecorder(TorchDispatchMode):
             self._change(CUBLAS, cublas_workspace_bytes())
 
     def _returned(self, name: str, arguments: Any, result: Any) -> None:
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors(arguments)}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            # what came from numpy was not allocated by torch, and is met first as an argument
-            on_host = not self._cuda and storage._cdata not in given
-            if storage.device == META or on_host:
+            if storage.device == META or (not self._cuda and not _is_among(storage, arguments)):
                 self._born(storage, name)
 
     def _change(self, name: str, size: int) -> None:
@@ -158,6 +155,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
+
+
+def _is_among(storage: torch.UntypedStorage, arguments: Any) -> bool:
+    """Say whether a storage was handed in: what came from numpy was not allocated by torch, and is met first so."""
+    return any(tensor.untyped_storage()._cdata == storage._cdata for tensor in _tensors(arguments))
 
 
 def _accumulates(one: Any, other: Any) -> bool:

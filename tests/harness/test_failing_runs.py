@@ -37,6 +37,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
     collected: dict[str, RunResult] = {}
     quick = {"measure": "accuracy", "steps_per_task": 1}
     specs = [
+        spec("rogue-hoarder"),
         spec("rogue-exhausted", **quick),
         spec("rogue-segfault", **quick),
         spec("rogue-talker", **quick),
@@ -50,12 +51,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
     return collected
 
 
-def test_undeclared_state_fails_with_its_size_and_the_line_that_allocated_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rogue.install(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = Workers(1).run(Job(spec=spec("rogue-hoarder"), what="attribution"), 120, lambda fields: None)
+def test_undeclared_state_fails_with_its_size_and_the_line_that_allocated_it(results: dict[str, RunResult]) -> None:
+    result = results["rogue-hoarder"]
     assert result.status == "crashed"
     assert result.reason is not None
     line = 1 + rogue.MODULE.splitlines().index("        self.kept = torch.zeros(1000)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.text import LONGEST, clean, file_name
@@ -31,6 +31,8 @@ def test_a_long_text_is_cut_and_says_how_long_it_was() -> None:
 
 
 @given(ANYTHING, st.integers(1, 60))
+@example(" ", 1)
+@example("a ", 1)
 def test_a_text_that_was_cut_is_not_cut_again(text: str, longest: int) -> None:
     shown = clean(text * 5, longest)
     assert clean(shown, longest) == shown
