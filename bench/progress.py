@@ -80,14 +80,26 @@ class Bars(Watcher):
 def already_there(present: Present) -> list[str]:
     """Return sentences about the results that a directory held before; none where it was empty."""
     lines = []
-    if present.kept or present.changed or present.measuring_changed:
+    again = present.failed + present.unwanted + len(present.changed) + present.measuring_changed + present.elsewhere
+    if present.unwanted:
+        lines.append(f"{present.unwanted} of {plural(present.total, 'result')} were there already: measuring again")
+    elif present.kept or again:
         lines.append(f"{present.kept} of {plural(present.total, 'result')} were there already")
+    if present.failed:
+        lines.append(f"{plural(present.failed, 'run')} failed before: trying again")
     if present.changed:
         lines.append(f"{some(present.changed)} changed since then: measuring again")
     if present.measuring_changed:
         were = "was" if present.measuring_changed == 1 else "were"
         number = plural(present.measuring_changed, "result")
         lines.append(f"{number} {were} measured by other code of clmem: measuring again")
+    if present.elsewhere:
+        were = "was" if present.elsewhere == 1 else "were"
+        number = plural(present.elsewhere, "result")
+        lines.append(
+            f"{number} {were} measured with another torch, processor or allocator setting: measuring again "
+            "(--keep-old keeps what is there)"
+        )
     if present.undated:
         lines.append(f"{present.undated} of those kept do not say which code measured them")
     return lines

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,14 +21,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from harness.build import Run
-from harness.errors import ClmemError, UsageError
+from harness.errors import ClmemError
 from harness.files import replacing
+from harness.inherited import seconds_between_savings
 from harness.memory.process import high_water_bytes
 from harness.source import measuring_digest, method_digest
 from methods.base import Trunk
 
 SCHEMA = 2
-EVERY = "CLMEM_CHECKPOINT_S"
 
 DIGEST_BYTES = 32
 """Of SHA-256, at the end of the file. A zip archive may be followed by other bytes."""
@@ -71,7 +70,7 @@ class Checkpoint:
     def __init__(self, path: Path, key: Mapping[str, str], every_s: float | None = None) -> None:
         self.path = path
         self.key = {"schema": str(SCHEMA), "code": measuring_digest(), "torch": str(torch.__version__), **key}
-        self.every_s = _seconds_between_savings() if every_s is None else every_s
+        self.every_s = seconds_between_savings() if every_s is None else every_s
         self.resumed_at: list[int] = []
         self.process_peak_bytes = 0
         self.notes: list[str] = []
@@ -150,18 +149,6 @@ class Checkpoint:
         except Exception:  # whatever is wrong with the file, the run can still start from its beginning
             return None
         return state if isinstance(state, dict) and state.get("key") == self._key_of(run) else None
-
-
-def _seconds_between_savings() -> float:
-    """Raises UsageError for a variable that is no number of seconds."""
-    text = os.environ.get(EVERY, "30")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(f"{EVERY} is {text!r} but must be seconds, between two savings of a run's state; 30 is usual")
-    return seconds
 
 
 class _Digesting:

@@ -30,6 +30,9 @@ from harness.training import Progress, short_schedule, train
 NARROW = 2
 """Channels of the network with which steps are taken: enough to say what is normalised together."""
 
+ENOUGH = 1000
+"""Samples of a batch in such a step."""
+
 IRRELEVANT: Mapping[str, object] = {
     "seed": 0, "measure": "memory", "epochs": 1, "steps_per_task": None, "budget": None
 }  # fmt: skip
@@ -125,7 +128,8 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     changed = {
         # other techniques leave alone which samples are normalised together
         **{"execution": f"micro_batch={size}" if size else PLAIN, "width": NARROW, "weights": None, "target": "cpu"},
-        **{"stream": f"synthetic-{image_shape[1]}px", "batch_size": min(spec.batch_size, 1000), "evaluate_on": "test"},
+        **{"stream": f"synthetic-{image_shape[1]}px", "evaluate_on": "test"},
+        "batch_size": _smaller(spec.batch_size, size),
         "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
     }
     with redirect_stdout(sys.stderr):
@@ -137,6 +141,13 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
             f"norms cannot learn from one sample of them (batch size {spec.batch_size}, replay size "
             f"{spec.replay_size}{slices}); give at least 2 of each, or larger images"
         )
+
+
+def _smaller(batch_size: int, slice_size: int | None) -> int:
+    """Return a batch size of at most about a thousand whose last slice is as large."""
+    if batch_size <= ENOUGH or not slice_size or slice_size > ENOUGH:
+        return min(batch_size, ENOUGH)
+    return ENOUGH // slice_size * slice_size + batch_size % slice_size
 
 
 @cache

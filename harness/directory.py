@@ -6,6 +6,7 @@ is run again, so what was interrupted at any moment is completed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from harness.environment import DECIDES_BYTES_ON_CUDA, allocator_settings, decides_bytes, environment
 from harness.errors import UsageError
 from harness.files import read_text, remove_unfinished, write_json
+from harness.inherited import COUNTING_THREADS, seconds_between_savings, worker_environment
+from harness.job import Job
+from harness.measurement import passes
 from harness.results import RunResult, load_result, save_result
-from harness.runner import Present, Watcher, run_specs
+from harness.runner import Present, Watcher, checkpoint_path, run_specs
 from harness.source import measuring_digest, method_digest
 from harness.spec import NOWHERE, RunSpec, Sources, weights_label
 from harness.suite import Suite
@@ -26,7 +31,7 @@ from harness.techniques import Techniques, techniques
 MANIFEST = "suite.json"
 LOCK = ".lock"
 Reuse = Literal["unchanged", "all", "none"]
-"""Which results stand that are there already: those that the code of today made, all, or none."""
+"""Which results stand that are there already: those that today's code made in today's surroundings, all, or none."""
 
 
 def run_suite(
@@ -41,10 +46,9 @@ def run_suite(
 ) -> list[RunResult]:
     """Fill a directory with the results of a suite and return all of them, in the order of the specs.
 
-    retry: run again what ended as crashed or timeout. reuse: which results that are there already stand: those of the
-    code of today, all, or none. Accuracy runs that were interrupted go on where they were. Raises UsageError when the
-    directory cannot be written, holds another suite's results, or is being filled by another process; nothing in it is
-    touched then.
+    retry: run again what ended as crashed or timeout. reuse: which results that are there already stand. Accuracy runs
+    that were interrupted go on where they were. Raises UsageError when the directory cannot be written, holds another
+    suite's results, or is being filled by another process; nothing in it is touched then.
     """
     specs = suite.specs()
     with _claimed(directory, suite):
@@ -74,7 +78,11 @@ def fill(
 ) -> dict[str, RunResult]:
     """Run what a directory lacks of some specs, and return all results by run id. Hold the directory meanwhile."""
     watcher = watcher or Watcher()
-    results = {} if reuse == "none" else _present(specs, directory, retry, reuse, watcher)
+    seconds_between_savings()  # a wrong variable would fail every run
+    results = _present(specs, directory, retry, reuse, watcher)
+    if reuse == "none":
+        for spec in specs:
+            checkpoint_path(directory, spec).unlink(missing_ok=True)
 
     def keep(result: RunResult) -> None:
         save_result(directory, result)
@@ -91,22 +99,37 @@ def _present(
     """Return the results in a directory that stand, by run id, and tell the watcher about them."""
     kept: dict[str, RunResult] = {}
     changed: list[str] = []
-    other_code = undated = 0
+    failed = unwanted = other_code = elsewhere = undated = 0
     for spec in specs:
         path = directory / f"{spec.run_id}.json"
         if not path.exists():
             continue
+        if reuse == "none":
+            unwanted += 1
+            continue
         result = load_result(path)
         if retry and result.status in ("crashed", "timeout"):
-            continue
-        if not has_its_settings(result, spec) or (reuse == "unchanged" and _method_changed(result)):
+            failed += 1
+        elif not has_its_settings(result, spec) or (reuse == "unchanged" and _method_changed(result)):
             changed.append(spec.method)
         elif reuse == "unchanged" and result.code.get("measuring", measuring_digest()) != measuring_digest():
             other_code += 1
+        elif reuse == "unchanged" and _measured_elsewhere(result):
+            elsewhere += 1
         else:
             kept[spec.run_id] = result
             undated += not result.code
-    watcher.begins(Present(len(specs), len(kept), tuple(dict.fromkeys(changed)), other_code, undated))
+    present = Present(
+        total=len(specs),
+        kept=len(kept),
+        failed=failed,
+        unwanted=unwanted,
+        changed=tuple(dict.fromkeys(changed)),
+        measuring_changed=other_code,
+        elsewhere=elsewhere,
+        undated=undated,
+    )
+    watcher.begins(present)
     return kept
 
 
@@ -116,6 +139,24 @@ def _method_changed(result: RunResult) -> bool:
 
     measured = result.code.get("method")
     return measured is not None and measured != method_digest(method_class(result.spec.method))
+
+
+def _measured_elsewhere(result: RunResult) -> bool:
+    """Say whether a run's bytes were counted where other bytes are to be expected: of another torch, for example.
+
+    Older results lack some of what decides bytes, which is taken for equal. What only a device knows is not asked.
+    """
+    spec = result.spec
+    if spec.measure == "accuracy":
+        return False
+    first = Job(spec=spec, what=passes(spec)[0])
+    today = environment() | {
+        "allocator": allocator_settings(worker_environment(first, COUNTING_THREADS, os.environ)),
+        "threads": COUNTING_THREADS,
+    }
+    keys = decides_bytes(spec.target, of_a_process=result.process is not None)
+    asked = [key for key in keys if key not in DECIDES_BYTES_ON_CUDA and key in result.environment]
+    return any(result.environment[key] != today[key] for key in asked)
 
 
 def has_its_settings(result: RunResult, spec: RunSpec) -> bool:

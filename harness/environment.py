@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.text import clean
 
 RECORDED = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_", "DNNL_", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DISABLE_FAST_MM"),
-    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "LD_AUDIT"),
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "TORCH_CUDNN_", "CUDNN_"),
     *("CUBLAS_WORKSPACE_CONFIG", "TORCH_CUBLAS", "CUBLASLT_", "TORCH_BLAS_PREFER_CUBLASLT", "CUDA_MODULE_LOADING"),
 )
@@ -22,6 +23,26 @@ RECORDED = (
 
 VECTORS_CAP = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """What holds oneDNN to older vectors than the processor has; the first that is set counts, in any case of letters."""
+
+
+DECIDES_BYTES = ("torch", "vectors", "allocator")
+"""Parts of an environment that decide how many bytes a step takes."""
+
+DECIDES_BYTES_ON_CPU = ("threads",)
+"""On a processor each thread has a workspace of its own."""
+
+DECIDES_BYTES_ON_CUDA = ("device", "cuda", "cudnn", "driver")
+
+DECIDES_BYTES_OF_A_PROCESS = ("python", "libc")
+
+
+def decides_bytes(target: str, *, of_a_process: bool) -> tuple[str, ...]:
+    """Return the keys of an environment in which runs must agree whose bytes are compared.
+
+    of_a_process: whether bytes of whole processes are compared, and not of tensors alone.
+    """
+    on_device = DECIDES_BYTES_ON_CPU if target == "cpu" else DECIDES_BYTES_ON_CUDA
+    return (*DECIDES_BYTES, *on_device, *(DECIDES_BYTES_OF_A_PROCESS if of_a_process else ()))
 
 
 def environment() -> dict[str, Any]:
@@ -36,9 +57,14 @@ def environment() -> dict[str, Any]:
         "device": _cpu_name(),
         "vectors": vectors(),
         "cores": cores(),
-        "allocator": {name: _shown(name, os.environ[name]) for name in sorted(os.environ) if name.startswith(RECORDED)},
+        "allocator": allocator_settings(os.environ),
         **_commit(),
     }
+
+
+def allocator_settings(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return which variables that decide what libraries allocate are set, and to what."""
+    return {name: _shown(name, variables[name]) for name in sorted(variables) if name.startswith(RECORDED)}
 
 
 def cores() -> int:
@@ -48,8 +74,9 @@ def cores() -> int:
 
 def _shown(name: str, value: str) -> str:
     """Return a variable's value; of a path the file name alone, because folders say nothing about bytes."""
-    parts = value.replace(":", " ").split() if name == "LD_PRELOAD" else [value]
-    return " ".join(clean(Path(part).name if name == "LD_PRELOAD" else part) for part in parts)
+    is_path = name.startswith("LD_")
+    parts = value.replace(":", " ").split() if is_path else [value]
+    return " ".join(clean(Path(part).name if is_path else part) for part in parts)
 
 
 def _version(package: str) -> str | None:

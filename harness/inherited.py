@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.errors import UsageError
 from harness.job import Job, Pass
 from harness.memory.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
 from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
@@ -25,6 +26,8 @@ defaults, because their process peak is to be that of an ordinary process."""
 
 COUNTING_THREADS = 1
 """Threads of the passes that count bytes: at width 4 a second thread moves the peak, and machines differ in cores."""
+
+EVERY = "CLMEM_CHECKPOINT_S"
 
 DROPPED = (
     *("MALLOC_", "GLIBC_TUNABLES", "TCMALLOC_", "MIMALLOC_", "LD_BIND_NOW"),
@@ -57,3 +60,15 @@ def worker_environment(job: Job, threads: int, inherited: Mapping[str, str]) -> 
         **MALLOC.get(job.what, {}),
         **(PINNED_CUBLAS if on_cuda else {}),
     }
+
+
+def seconds_between_savings() -> float:
+    """Return how often an accuracy run saves its state. Raises UsageError for what is no number of seconds."""
+    text = os.environ.get(EVERY, "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{EVERY} is {text!r} but must be seconds, between two savings of a run's state; 30 is usual")
+    return seconds

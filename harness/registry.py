@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 import methods
 from harness.errors import UsageError, blame, nearest
+from harness.results import described
 from harness.spec import RunSpec, spec_errors
 from harness.text import clean
 
@@ -68,6 +69,10 @@ def method_config(spec: RunSpec) -> Method.Config:
         raise UsageError(f"settings of method {spec.method!r} are wrong: {spec_errors(error, known)}") from error
     except Exception as error:
         raise UsageError(f"method {spec.method!r} cannot read its settings: {blame(error)}") from error
+    try:
+        described(config.model_dump(mode="json"))
+    except ValueError as error:
+        raise UsageError(f"settings of method {spec.method!r} cannot stand in a result: {error}") from error
     for key, value in spec.config.items():
         if isinstance(value, bool) and not isinstance(getattr(config, key), bool):  # pydantic takes true for 1
             raise UsageError(f"setting {key!r} of method {spec.method!r} is {value} but a number or text was expected")

@@ -6,6 +6,7 @@ Bytes are integers and end in `_bytes`, seconds end in `_s`. A schema change bum
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -68,8 +69,8 @@ MOST_VALUES = 1000
 """Values in one of them, those that hold others as well."""
 
 
-def _described(value: Any) -> Any:
-    """Return a nested value with every text in it cleaned, keys as well."""
+def described(value: Any) -> Any:
+    """Return a nested value with every text in it cleaned, keys as well. Raises ValueError for what is not stored."""
     return _cleaned(value, count(1), 0)
 
 
@@ -82,6 +83,8 @@ def _cleaned(value: Any, counter: Iterator[int], depth: int) -> Any:
         return clean(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError("it holds a number of more than 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it holds {value}, which JSON cannot carry")
     if isinstance(value, dict):
         return {clean(str(key)): _cleaned(item, counter, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,7 +92,7 @@ def _cleaned(value: Any, counter: Iterator[int], depth: int) -> Any:
     return value
 
 
-Described = Annotated[dict[str, Any], BeforeValidator(_described)]
+Described = Annotated[dict[str, Any], BeforeValidator(described)]
 """What others say of themselves by name: versions, devices, settings."""
 
 Row = Many[Real | None]

@@ -22,15 +22,20 @@ from harness.spec import NOWHERE, RunSpec, Sources
 class Present:
     """What of a suite's results a directory held when it was run again.
 
-    kept: results that stand. changed: methods whose code, or whose settings or lean preset, changed since they were
-    measured. measuring_changed: runs that other code of clmem measured. undated: kept results of versions of clmem
-    that did not note which code measured them.
+    kept: results that stand. failed: results that are tried again as asked. unwanted: results that are measured again
+    as asked. changed: methods whose code, or whose settings or lean preset, changed since they were measured.
+    measuring_changed: runs that other code of clmem measured. elsewhere: runs that were measured with another torch,
+    processor or setting of an allocator. undated: kept results of versions of clmem that did not note which code
+    measured them.
     """
 
     total: int
     kept: int = 0
+    failed: int = 0
+    unwanted: int = 0
     changed: tuple[str, ...] = ()
     measuring_changed: int = 0
+    elsewhere: int = 0
     undated: int = 0
 
 
@@ -48,7 +53,7 @@ class Watcher:
 
 
 def default_jobs() -> int:
-    """Return how many processes run side by side: one more than cores, for much of a pass is importing and waiting.
+    """Return how many processes run side by side: one more than cores, because much of a pass is importing and waiting.
 
     Bytes do not depend on it: passes that count them have one thread. Accuracy runs divide the cores between them.
     """
@@ -75,12 +80,12 @@ def run_specs(
 ) -> None:
     """Run every spec, each pass in its own process, and hand over each result as soon as it is whole.
 
-    A run that fails is a result too; it never stops the others. A pass that ran out of memory beside others is run once
-    more alone at the end, for its neighbours may have been the reason. checkpoints: a directory in which accuracy
+    A run that fails is a result too; it never stops the others. If a pass runs out of memory while others run, it is
+    run once more alone at the end, because they may have been the reason. checkpoints: a directory in which accuracy
     runs leave what they need to go on after an interruption. snapshot: a file for the history of CUDA's allocator in
-    the attribution pass, of the last run that has one. Raises UsageError when the only spec turns out to be
-    impossible, or the device of one to be missing or taken before anything was measured. On KeyboardInterrupt
-    every worker is killed.
+    the attribution pass, of the last run that has one. Raises UsageError when the only spec turns out to be impossible,
+    or the device of one to be missing or taken before anything was measured. On KeyboardInterrupt every worker is
+    killed.
     """
     watcher = watcher or Watcher()
     shared = any(spec.target == "jetson" for spec in specs)  # the process level there is that of the whole board
@@ -118,7 +123,7 @@ def run_specs(
         entry = pending[spec.run_id]
         entry.outcomes[what] = outcome
         if len(entry.outcomes) == len(passes(spec)):
-            on_result(result := assemble(spec, entry.outcomes, time.monotonic() - entry.started))
+            on_result(result := _result(spec, entry))
             goes_on = result.status == "timeout" or outcome.unfit  # when it is run again
             if checkpoints is not None and not goes_on:
                 checkpoint_path(checkpoints, spec).unlink(missing_ok=True)
@@ -144,6 +149,16 @@ def run_specs(
     finally:
         workers.stop()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(spec: RunSpec, entry: _Pending) -> RunResult:
+    """Make a run's result; what cannot be stored is a failure of that run, and of no other."""
+    wall_s = time.monotonic() - entry.started
+    try:
+        return assemble(spec, entry.outcomes, wall_s)
+    except ValueError as error:
+        outcome = Outcome(status="crashed", reason=f"its result cannot be stored: {error}")
+        return assemble(spec, dict.fromkeys(passes(spec), outcome), wall_s)
 
 
 def checkpoint_path(directory: Path, spec: RunSpec) -> Path:

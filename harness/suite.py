@@ -31,6 +31,9 @@ def _each_once(values: list[Any]) -> list[Any]:
     return values
 
 
+Seed = Annotated[int, Field(ge=0, strict=True)]
+
+
 class Variation(BaseModel):
     """What differs from the suite's: those of its methods and streams (all by default), in other executions and over
     other seeds if named, are run under these conditions too."""
@@ -40,7 +43,7 @@ class Variation(BaseModel):
     methods: list[str] | None = None
     streams: list[str] | None = None
     executions: list[Annotated[str, AfterValidator(canonical)]] | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    seeds: list[Seed] | None = Field(default=None, min_length=1)
     batch_size: int | None = Field(None, strict=True)
     buffer_size: int | None = Field(None, strict=True)
     replay_size: int | None = Field(None, strict=True)
@@ -68,7 +71,7 @@ class Suite(Conditions):
     methods: list[str] = Field(min_length=1, max_length=MOST_NAMES)
     streams: list[str] = Field(min_length=1, max_length=MOST_NAMES)
     measure: list[Measured] = Field(default=["memory", "accuracy"])
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1, max_length=MOST_NAMES)
+    seeds: list[Seed] = Field(default=[0], min_length=1, max_length=MOST_NAMES)
     executions: list[Annotated[str, AfterValidator(canonical)]] = Field(default=[PLAIN], min_length=1)
     timeout_s: float = Field(3600, gt=0, le=LONGEST_S, strict=True)
     config: dict[str, dict[str, Scalar]] = Field(default_factory=dict)

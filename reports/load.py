@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
+from harness.environment import decides_bytes
 from harness.errors import UsageError
 from harness.results import LONGEST_PATH, RunResult, load_results
 from harness.text import clean
 from reports.cells import Section, Setting, is_joint, sections
-
-DECIDES_BYTES = ("torch", "vectors", "allocator")
-"""Parts of the environment that decide how many bytes a step takes."""
-
-DECIDES_BYTES_ON_CPU = ("threads",)
-"""On a processor each thread has a workspace of its own."""
 
 
 def load_sections(directory: Path) -> list[Section]:
@@ -71,7 +66,7 @@ def _check_same_bytes(runs: Iterable[RunResult]) -> None:
     first: dict[tuple[Setting, str], RunResult] = {}
     for run in runs:
         setting = Setting.of(run)
-        for key in (*DECIDES_BYTES, *(DECIDES_BYTES_ON_CPU if setting.target == "cpu" else ())):
+        for key in decides_bytes(setting.target, of_a_process=run.process is not None):
             if key not in run.environment:
                 continue
             other = first.setdefault((setting, key), run)

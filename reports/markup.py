@@ -11,7 +11,10 @@ LONGEST_AUTHORED = 10_000
 """Characters of one sentence or note of a claim."""
 
 # what makes links, images, emphasis and code; an underline does it only before a word
-_SPECIAL = re.compile(r"[\\`*\[\]~]|(?<=\])\(|(?<![A-Za-z0-9])_")
+_SPECIAL = re.compile(r"[\\`*\[\]~$]|(?<=\])\(|(?<![A-Za-z0-9])_")
+
+# what GitHub makes a link of where it is bare
+_BARE_LINK = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 
 # what begins a heading, a list, a quotation or a rule, where a text begins a line
 _BEGINS = re.compile(r"^(\d{0,9})(?=[#+-]{1,6}(?:\s|$)|>|[-=]+$|(?<=\d)[.)](?:\s|$))")
@@ -24,13 +27,13 @@ class Markdown(str):
 
 
 def plain(text: str) -> Markdown:
-    """Return a text as one line of markdown that shows it as it is: no tag, link, image, emphasis or code."""
+    """Return a text as one line of markdown that shows it as it is: no tag, link, image, emphasis, formula or code."""
     return Markdown(_BEGINS.sub(r"\1\\", _inside_a_line(text)))
 
 
 def _inside_a_line(text: str) -> str:
     escaped = _SPECIAL.sub(lambda found: "\\" + found[0], clean(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+    return _BARE_LINK.sub(lambda match: f"&#{ord(match[0])};", escaped.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def code(text: str) -> Markdown:

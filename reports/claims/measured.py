@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from harness.environment import decides_bytes
 from harness.errors import UsageError
 from harness.results import LONGEST_PATH, RunResult, distinct, load_results
 from harness.techniques import PLAIN, Techniques
@@ -17,8 +18,10 @@ from reports.cells import Cell, Section, sections
 from reports.claims.claim import Claim, Measure, Row
 from reports.load import check_same_data, told
 
-ENVIRONMENT = ("clmem", "torch", "device", "allocator", "vectors", "threads", "python", "libc", "system")
-"""Parts of the environment that runs of one table must share. Commits may differ, and are listed with their runs."""
+ENVIRONMENT = ("clmem", "device", "system")
+"""Parts of the environment that runs of one table must share, as well as what decides bytes.
+
+Commits may differ, and are listed with their runs."""
 
 SPEC = ("weights", "seed", "steps_per_task", "evaluate_on", "budget")
 """Fields of a run's spec that runs of one table must share, beside what makes them runs of one cell."""
@@ -223,7 +226,7 @@ def _bench(
     check_same_data(learning)
     ok = [(place, run) for place, run in matched if run.status == "ok" and run.allocator is not None]
     runs = list({id(run): run for _, run in ok}.values())
-    for key in ENVIRONMENT:
+    for key in dict.fromkeys((*ENVIRONMENT, *decides_bytes(target, of_a_process=True))):
         _check_equal(key, [(_compared(key, run.environment.get(key)), run) for run in runs])
     by_label: dict[tuple[str, str], list[RunResult]] = {}
     for run in runs:

@@ -53,5 +53,17 @@ def test_what_was_there_already_is_said() -> None:
     ]
 
 
+def test_what_is_measured_again_for_another_reason_is_said() -> None:
+    assert printed(present=Present(84, kept=80, failed=1, elsewhere=3)).splitlines() == [
+        "80 of 84 results were there already",
+        "1 run failed before: trying again",
+        "3 results were measured with another torch, processor or allocator setting: measuring again (--keep-old "
+        "keeps what is there)",
+    ]
+    assert printed(present=Present(84, unwanted=84)).splitlines() == [
+        "84 of 84 results were there already: measuring again"
+    ]
+
+
 def test_nothing_is_said_of_an_empty_directory() -> None:
     assert printed(present=Present(84)) == ""

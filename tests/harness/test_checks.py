@@ -31,6 +31,7 @@ SUITES = Path(__file__).parents[2] / "bench" / "suites"
         {"method": "derpp", "replay_size": 1},
         {"method": "derpp", "buffer_size": 1},
         {"method": "sgd", "batch_size": 5, "execution": "micro_batch=2"},
+        {"method": "sgd", "batch_size": 1025, "execution": "micro_batch=32"},
         {"method": "derpp", "replay_size": 1, "execution": "grouped_bn=true"},
         {"method": "sgd", "batch_size": 1, "execution": "bn_parts=4"},
         {"method": "sgd", "batch_size": 1, "measure": "accuracy"},
@@ -55,6 +56,7 @@ def test_a_batch_norm_of_one_value_is_refused_with_the_sizes(run: dict[str, obje
         {"method": "er", "batch_size": 4, "replay_size": 1},
         {"method": "head-only", "batch_size": 1, "config": {"trunk": "frozen"}},
         {"method": "sgd", "batch_size": 4, "execution": "micro_batch=2"},
+        {"method": "sgd", "batch_size": 2000, "execution": "micro_batch=27"},
     ],
     ids=lambda run: " ".join(map(str, run.values())),
 )

@@ -21,7 +21,7 @@ from harness.directory import run_suite
 from harness.errors import UsageError
 from harness.registry import method_class
 from harness.results import Accuracy, RunResult, load_results, save_result
-from harness.runner import Present, Watcher
+from harness.runner import Present, Watcher, checkpoint_path
 from harness.source import measuring_digest, method_digest
 from harness.spec import RunSpec
 from harness.suite import Suite, load_suite
@@ -164,11 +164,60 @@ def test_older_numbers_stand_if_they_are_asked_for(tmp_path: Path, fake_runs: li
 
 
 def test_everything_is_measured_afresh_if_asked(tmp_path: Path, fake_runs: list[str]) -> None:
-    suite, out = load_suite(write(tmp_path, TINY)), tmp_path / "out"
+    suite, out, seen = load_suite(write(tmp_path, TINY)), tmp_path / "out", Seen()
     run_suite(suite, out)
+    state = checkpoint_path(out, suite.specs()[-1])
+    state.write_bytes(b"half way")
     fake_runs.clear()
-    run_suite(suite, out, reuse="none")
+    run_suite(suite, out, reuse="none", watcher=seen)
     assert len(fake_runs) == 6
+    assert not state.exists(), "a run that begins anew does not go on"
+    assert seen.present == [Present(total=6, unwanted=6)]
+
+
+def test_what_is_tried_again_is_counted(tmp_path: Path, fake_runs: list[str]) -> None:
+    suite, out, seen = load_suite(write(tmp_path, TINY)), tmp_path / "out", Seen()
+    run_suite(suite, out)
+    run_suite(suite, out, retry=True, watcher=seen)
+    assert seen.present == [Present(total=6, kept=5, failed=1)]
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [{"torch": "1.13.0"}, {"vectors": "no such"}, {"allocator": {"LD_PRELOAD": "libjemalloc.so"}}, {"threads": 2}],
+    ids=str,
+)
+def test_bytes_counted_in_other_surroundings_are_counted_again(
+    tmp_path: Path, fake_runs: list[str], surroundings: dict[str, Any]
+) -> None:
+    suite, out, seen = load_suite(write(tmp_path, TINY)), tmp_path / "out", Seen()
+    for result in run_suite(suite, out):
+        result.environment |= surroundings
+        save_result(out, result)
+    fake_runs.clear()
+    run_suite(suite, out, reuse="all")
+    assert fake_runs == []
+    run_suite(suite, out, watcher=seen)
+    assert {run_id.split("--")[2] for run_id in fake_runs} == {"memory"}
+    assert seen.present == [Present(total=6, kept=4, elsewhere=2)]
+
+
+def test_bytes_counted_in_the_same_surroundings_stand(tmp_path: Path) -> None:
+    text = TINY.replace('["sgd", "er"]', '["sgd"]').replace("seeds = [0, 1]", 'measure = ["peak"]')
+    suite, out, seen = load_suite(write(tmp_path, text)), tmp_path / "out", Seen()
+    (measured,) = run_suite(suite, out)
+    assert {"torch", "vectors", "allocator", "threads"} <= measured.environment.keys()
+    run_suite(suite, out, watcher=seen)
+    assert seen.present == [Present(total=1, kept=1)]
+
+
+def test_a_wrong_time_between_savings_starts_nothing(
+    tmp_path: Path, fake_runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLMEM_CHECKPOINT_S", "soon")
+    with pytest.raises(UsageError, match="'soon' but must be seconds"):
+        run_suite(load_suite(write(tmp_path, TINY)), tmp_path / "out")
+    assert fake_runs == []
 
 
 def test_results_that_name_no_code_stand_and_are_counted(tmp_path: Path, fake_runs: list[str]) -> None:

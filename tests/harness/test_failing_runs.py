@@ -172,3 +172,24 @@ def test_a_convolution_without_an_engine_ran_out_of_memory_where_the_allocator_r
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": 2 if device == "cuda:1" else 0})
     assert not is_out_of_memory(error, "cuda")
     assert is_out_of_memory(error, "cuda:1"), "the run's own device is asked"
+
+
+def test_a_result_that_cannot_be_stored_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
+        config = {"order": list(range(1200))} if job.spec.method == "er" else {}
+        return Outcome(status="crashed", reason="it was tried", method_config=config)
+
+    monkeypatch.setattr(Workers, "run", run)
+    results: dict[str, RunResult] = {}
+    quick = {"measure": "accuracy"}
+    run_specs([spec(name, **quick) for name in ("er", "sgd")], lambda one: results.__setitem__(one.spec.method, one))
+    assert {name: result.status for name, result in results.items()} == {"er": "crashed", "sgd": "crashed"}
+    assert "cannot be stored: " in str(results["er"].reason)
+    assert results["sgd"].reason == "it was tried"
+
+
+def test_a_run_whose_process_died_says_which_code_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workers, "run", lambda *_: Outcome(status="timeout", reason="it took too long"))
+    results: list[RunResult] = []
+    run_specs([spec("er", measure="accuracy")], results.append)
+    assert results[0].code == {"method": method_digest(method_class("er")), "measuring": measuring_digest()}

@@ -144,3 +144,18 @@ def test_settings_that_a_plug_in_cannot_read_are_one_sentence(install: Install) 
     install({"strict.py": source}, {"good": "strict:Good"})
     with pytest.raises(UsageError, match=r"cannot read its settings: KeyError: 'absent', in .*strict\.py:9"):
         method_config(RunSpec(method="good", config={"lr": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("clip: float = float('inf')", "it holds inf, which JSON cannot carry"),
+        ("order: list[int] = list(range(1200))", "more than 1,000 values"),
+        ("count: int = 10**30", "more than 64 bits"),
+    ],
+)
+def test_settings_that_no_result_can_hold_are_one_sentence(setting: str, said: str, install: Install) -> None:
+    source = f"{GOOD}    class Config(SGD.Config):\n        {setting}\n"
+    install({"vast.py": source}, {"good": "vast:Good"})
+    with pytest.raises(UsageError, match=f"settings of method 'good' cannot stand in a result: .*{said}"):
+        method_config(RunSpec(method="good"))

@@ -80,6 +80,8 @@ def test_a_directory_without_results_says_what_to_do(tmp_path: Path) -> None:
         ("vectors", "AVX2", "AVX512"),
         ("allocator", {"MALLOC_TRIM_THRESHOLD_": "1"}, {}),
         ("threads", 1, 2),
+        ("python", "3.11.2", "3.12.1"),
+        ("libc", "glibc 2.36", "glibc 2.39"),
     ],
 )
 def test_memory_runs_differ_in_nothing_that_decides_bytes(
@@ -89,6 +91,14 @@ def test_memory_runs_differ_in_nothing_that_decides_bytes(
     save_result(tmp_path, memory_run("er", {"input": 1.0}, environment={key: other}))
     with pytest.raises(UsageError, match=rf"^{key} differs: .*er--\S*\.json but .*sgd--\S*\.json, .*clmem run --fresh"):
         load_sections(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["device", "cuda", "cudnn", "driver"])
+def test_memory_runs_on_a_gpu_are_of_one_card_and_its_libraries(memory_run: MakeRun, key: str) -> None:
+    runs = [memory_run(name, {}, target="cuda", environment={key: name}) for name in ("sgd", "er")]
+    with pytest.raises(UsageError, match=f"^{key} differs"):
+        check_same_data(runs)
+    check_same_data([memory_run(name, {}, environment={key: name}) for name in ("sgd", "er")])
 
 
 def test_what_older_results_do_not_say_is_taken_for_equal(memory_run: MakeRun) -> None:

@@ -42,6 +42,15 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
 
 
 @given(ANYTHING)
+@example("see https://example.com and WWW.example.com or $\\href{javascript:a}{b}$")
+def test_nothing_becomes_a_link_or_a_formula_on_github(text: str) -> None:
+    assert "://" not in plain(text)
+    assert "www." not in plain(text).lower()
+    assert "$" not in plain(text).replace("\\$", "")
+    assert shown(plain(text), {"text"}) == clean(text)
+
+
+@given(ANYTHING)
 def test_any_text_is_shown_as_it_is_behind_a_bullet(text: str) -> None:
     kinds = [token.type for token in parser.parse(f"- {plain(text)}x")]
     assert kinds[:3] == ["bullet_list_open", "list_item_open", "paragraph_open"]
