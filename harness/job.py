@@ -36,7 +36,7 @@ class Outcome(BaseModel):
 
     counters: CUDA's own peaks beside `peaks`. unfit: the device is not there or not free, so no run of this target can
     go. undeclared: whether a re-run with stacks can name the line. killed: whether the process got SIGKILL from
-    elsewhere. notes: what did not work and moved no number. code: digests of the source that ran.
+    elsewhere. notes: what did not work and moved no number.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
@@ -66,7 +66,6 @@ class Outcome(BaseModel):
     joint: bool = False
     weights: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
-    code: dict[str, str] = Field(default_factory=dict)
     phase_s: dict[str, float] = Field(default_factory=dict)
     steps: int = 0
     resumed_at: list[int] = Field(default_factory=list)

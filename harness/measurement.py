@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.errors import ClmemError
 from harness.job import Outcome, Pass
 from harness.metrics import scenario_metrics
-from harness.registry import method_class
 from harness.results import Allocator, Process, RunResult
-from harness.source import measuring_digest, method_digest
 from harness.spec import Measured, RunSpec
 from harness.targets import allocator_of
 
@@ -42,7 +39,6 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
         fingerprint=known.fingerprint,
         data_digest=known.data_digest,
         environment=known.environment,
-        code=known.code or _code_of(spec),  # a pass that died at once does not say
         notes=list(dict.fromkeys(note for name in passes(spec) for note in outcomes[name].notes)),
         wall_s=round(wall_s, 3),
     )
@@ -73,15 +69,6 @@ def assemble(spec: RunSpec, outcomes: Mapping[Pass, Outcome], wall_s: float) -> 
         if spec.measure == "memory":
             _fill_footprint(result, outcomes["truth"], outcomes["attribution"], unwatched)
     return result
-
-
-def _code_of(spec: RunSpec) -> dict[str, str]:
-    """Return the digests of the source that a worker runs for a spec."""
-    try:
-        method = {"method": method_digest(method_class(spec.method))}
-    except ClmemError:
-        method = {}
-    return {**method, "measuring": measuring_digest()}
 
 
 def _fill_peak(result: RunResult, truth: Outcome) -> None:

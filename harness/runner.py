@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.environment import cores
-from harness.errors import UsageError
+from harness.errors import ClmemError, UsageError
 from harness.job import Job, Outcome, Pass
 from harness.measurement import assemble, passes
 from harness.processes import Workers
+from harness.registry import method_class
 from harness.results import RunResult
+from harness.source import measuring_digest, method_digest
 from harness.spec import NOWHERE, RunSpec, Sources
 
 
@@ -63,6 +65,7 @@ def default_jobs() -> int:
 @dataclass
 class _Pending:
     spec: RunSpec
+    code: dict[str, str]
     outcomes: dict[Pass, Outcome] = field(default_factory=dict)
     started: float = 0.0
 
@@ -93,7 +96,8 @@ def run_specs(
         raise UsageError(f"--jobs is {jobs}, but on target 'jetson' runs share the memory that is measured; give 1")
     count = 1 if shared else jobs or default_jobs()
     workers = Workers(threads=max(1, cores() // count))
-    pending = {spec.run_id: _Pending(spec) for spec in specs}
+    # before anything runs: code that is changed meanwhile is measured again next time
+    pending = {spec.run_id: _Pending(spec, _code_of(spec)) for spec in specs}
     pool = ThreadPoolExecutor(max_workers=count)
 
     def work(spec: RunSpec, what: Pass) -> Outcome:
@@ -155,10 +159,21 @@ def _result(spec: RunSpec, entry: _Pending) -> RunResult:
     """Make a run's result; what cannot be stored is a failure of that run, and of no other."""
     wall_s = time.monotonic() - entry.started
     try:
-        return assemble(spec, entry.outcomes, wall_s)
+        result = assemble(spec, entry.outcomes, wall_s)
     except ValueError as error:
         outcome = Outcome(status="crashed", reason=f"its result cannot be stored: {error}")
-        return assemble(spec, dict.fromkeys(passes(spec), outcome), wall_s)
+        result = assemble(spec, dict.fromkeys(passes(spec), outcome), wall_s)
+    result.code = entry.code
+    return result
+
+
+def _code_of(spec: RunSpec) -> dict[str, str]:
+    """Return the digests of the source that a worker runs for a spec; of an impossible method there is none."""
+    try:
+        method = {"method": method_digest(method_class(spec.method))}
+    except ClmemError:
+        method = {}
+    return {**method, "measuring": measuring_digest()}
 
 
 def checkpoint_path(directory: Path, spec: RunSpec) -> Path:

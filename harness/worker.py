@@ -44,7 +44,6 @@ from harness.memory.process import high_water_bytes, reset_high_water, resident_
 from harness.memory.recorder import LogRecorder
 from harness.out_of_memory import is_limited, means_out_of_memory
 from harness.results import Accuracy
-from harness.source import measuring_digest, method_digest
 from harness.targets import allocator_of, device_of
 from harness.training import Progress, Schedule, short_schedule, train
 
@@ -128,7 +127,6 @@ def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     outcome.joint = run.method.joint
     outcome.weights = run.weights
     outcome.data_digest = run.stream.data_digest
-    outcome.code = {"method": method_digest(type(run.method)), "measuring": measuring_digest()}
     return run
 
 
