@@ -1,8 +1,9 @@
 """The command `clmem`. Every command turns its options into specs, lets the harness run them, and shows the result.
 
-Exit codes: 0 fine, 1 a check or a run failed, 2 bad usage, 130 interrupted, 141 nobody reads the output. Errors are one
-sentence; `--debug` shows the traceback. Everything is imported inside `main`, so that Ctrl-C in the middle of an import
-is an interruption like any other. Torch is imported only by commands that run something.
+Exit codes: 0 fine, 1 a check or a run failed, 2 bad usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP), 141 nobody
+reads the output. Errors are one sentence; `--debug` shows the traceback. Everything is imported inside `main`, so that
+Ctrl-C in the middle of an import is an interruption like any other. Torch is imported only by commands that run
+something.
 """
 
 from __future__ import annotations
@@ -25,24 +26,31 @@ AT_ONCE_S = 1.0
 
 
 class _Interrupts:
-    """Remembers Ctrl-C: what it interrupts, such as the import of a library in C, may make another error of it."""
+    """Remembers Ctrl-C: what it interrupts, such as the import of a library in C, may make another error of it.
+
+    SIGTERM and SIGHUP, by which a system or a terminal ends a program, are the same wish.
+    """
 
     def __init__(self) -> None:
         self.happened = False
+        self.code = 130
         self._last = -AT_ONCE_S
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Interrupts:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
-            self._before = signal.signal(signal.SIGINT, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # else ignored, as by nohup
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN if self.happened else self._before)
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self.happened else before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if not self.happened:
+            self.code = 128 + number
         again, self.happened, self._last = now - self._last < AT_ONCE_S, True, now
         if not again:
             raise KeyboardInterrupt
@@ -62,7 +70,7 @@ def main() -> None:
             if not interrupts.happened:
                 raise
         if interrupts.happened:
-            code, message = 130, INTERRUPTED
+            code, message = interrupts.code, INTERRUPTED
     # libraries print a traceback where what they do at exit is interrupted
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if message:  # without arguments the help has been printed, which says enough
@@ -77,8 +85,12 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
             stream.reconfigure(errors="backslashreplace")
     try:
         from bench.app import call
+        from harness.errors import ClmemError, blame
 
-        code = call(arguments)
+        try:
+            code = call(arguments)
+        except SystemExit as error:  # clmem itself ends no command like this
+            raise ClmemError(f"a method or a library ended the command ({blame(error)})") from error
         if sys.stdout is not None:
             sys.stdout.flush()
     except Exception as error:
@@ -122,6 +134,8 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 def _stop_writing() -> None:
     """Drop what is still to be written to stdout where it can take nothing, or Python says so again at its exit."""
+    if sys.stdout is None:  # closed by whoever started this
+        return
     try:
         sys.stdout.flush()
     except OSError:

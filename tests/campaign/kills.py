@@ -20,7 +20,7 @@ from tests.harness import rogue
 
 SUITE = """
 title = "to be killed"
-methods = ["er", "rogue-forker"]
+methods = ["er", "rogue-forker", "rogue-starter"]
 streams = ["split-fashion-mini"]
 width = 1
 batch_size = 50
@@ -33,10 +33,10 @@ measure = ["accuracy", "peak"]
 [[vary]]
 methods = ["er"]
 [[vary]]
-methods = ["rogue-forker"]
+methods = ["rogue-forker", "rogue-starter"]
 seeds = [0]
 """
-"""Small runs, one of which forks processes that sleep."""
+"""Small runs. One forks processes that sleep, and one starts programs that do."""
 
 COMPARED = (
     "spec",
@@ -62,8 +62,8 @@ BLOWS: dict[str, Callable[[subprocess.Popen[bytes]], None]] = {
     "suite INT": lambda suite: os.kill(suite.pid, signal.SIGINT),
     "suite INT twice": lambda suite: _twice(suite),
     "suite STOP, CONT": lambda suite: _pause(suite.pid),
-    "worker KILL": lambda suite: _each(suite, signal.SIGKILL, most=1),
-    "worker TERM": lambda suite: _each(suite, signal.SIGTERM, most=1),
+    "worker KILL": lambda suite: _one(suite, signal.SIGKILL),
+    "worker TERM": lambda suite: _one(suite, signal.SIGTERM),
     "worker STOP, CONT": lambda suite: _pause(*workers_of(suite.pid)[:1]),
     "all workers KILL": lambda suite: _each(suite, signal.SIGKILL),
     "group KILL": lambda suite: _together(suite),
@@ -176,12 +176,13 @@ def _snapshot(out: Path) -> dict[str, bytes]:
 
 
 def workers_of(parent: int) -> list[int]:
-    """Return the processes that name this parent in their environment."""
+    """Return the processes that a suite started, by their environment, or by the number that rogue-starter gives."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f"CLMEM_PARENT={parent}\0".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            marked = f"CLMEM_PARENT={parent}\0".encode() in (path / "environ").read_bytes()
+            if marked or (path / "cmdline").read_bytes() == f"sleep\000600.{parent}\0".encode():
+                found.append(int(path.name))
     return found
 
 
@@ -198,8 +199,17 @@ def _pause(*pids: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def _each(suite: subprocess.Popen[bytes], number: int, most: int = 100) -> None:
-    for pid in workers_of(suite.pid)[:most]:
+def _one(suite: subprocess.Popen[bytes], number: int) -> None:
+    """Strike one process, but no supervisor: without it, a program with an empty environment belongs to nobody."""
+    for pid in workers_of(suite.pid):
+        with suppress(OSError):
+            if b"bootstrap.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, number)
+                return
+
+
+def _each(suite: subprocess.Popen[bytes], number: int) -> None:
+    for pid in workers_of(suite.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 

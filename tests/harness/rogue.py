@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODULE = """
-import os, signal, time
+import os, signal, subprocess, time
 import torch
 from methods.sgd import SGD
 
@@ -47,6 +47,13 @@ class Forker(SGD):
             time.sleep(600)
             os._exit(0)
 
+class Starter(SGD):
+    name = "rogue-starter"
+    def before_task(self, task):
+        program = ["sleep", "600." + os.environ["CLMEM_PARENT"]]
+        subprocess.Popen(program)
+        subprocess.Popen(program, env={"PATH": os.environ["PATH"]}, start_new_session=True)
+
 class Foreign(SGD):
     name = "rogue-foreign"
     def before_task(self, task):
@@ -63,6 +70,6 @@ def install(folder: Path) -> None:
     info = folder / "rogue-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rogue\nVersion: 1.0\n")
-    names = ("Hoarder", "Exhausted", "Segfault", "Sleeper", "Talker", "Mouthy", "Forker", "Foreign")
+    names = ("Hoarder", "Exhausted", "Segfault", "Sleeper", "Talker", "Mouthy", "Forker", "Starter", "Foreign")
     lines = "".join(f"rogue-{name.lower()} = rogue_methods:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[clmem.methods]\n{lines}")

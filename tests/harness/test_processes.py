@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -34,6 +36,7 @@ BEGIN = (
 )
 KILLED = BEGIN + "os.kill(os.getpid(), signal.SIGKILL)"
 ASLEEP = BEGIN + "time.sleep(60)"
+ROOT = Path(__file__).resolve().parents[2]
 WHERE = "(in step of task 3, after 21 steps)"
 
 
@@ -52,7 +55,7 @@ def test_the_end_of_a_process_says_how_far_it_came(monkeypatch: pytest.MonkeyPat
     assert (late.status, late.reason) == ("timeout", f"the process pass took longer than 1 s {WHERE}")
 
 
-def test_a_process_that_the_kernel_kills_for_want_of_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_the_kernel_kills_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([4, 5])
     monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     outcome = run(monkeypatch, KILLED)
@@ -61,7 +64,7 @@ def test_a_process_that_the_kernel_kills_for_want_of_memory_is_out_of_memory(mon
 
 
 @pytest.mark.parametrize(("script", "timeout_s"), [(KILLED, 60), (ASLEEP, 2)])
-def test_of_a_process_that_dies_on_a_board_the_board_s_memory_is_kept_and_its_monitor_ends(
+def test_a_death_on_a_board_keeps_its_memory_ends_the_monitor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, timeout_s: float
 ) -> None:
     emulator = f"import time; print({LINES['orin']!r}, flush=True); time.sleep(60)"
@@ -75,16 +78,14 @@ def test_of_a_process_that_dies_on_a_board_the_board_s_memory_is_kept_and_its_mo
     assert not [child for child in psutil.Process().children() if emulator in child.cmdline()]
 
 
-def test_a_board_whose_memory_cannot_be_read_leaves_no_process_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_board_that_cannot_be_read_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.Meminfo, "read", partial(Meminfo.read, tmp_path))
     with pytest.raises(OSError, match="meminfo"):
         run(monkeypatch, ASLEEP, target="jetson")
     assert not [child for child in psutil.Process().children() if ASLEEP in child.cmdline()]
 
 
-def test_runs_on_cuda_keep_one_workspace_and_torch_s_own_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_cuda_keep_one_workspace_and_torch_s_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"):
         monkeypatch.setenv(name, "1")
     script = BEGIN + "import json; answer(json.dumps({'outcome': {'environment': dict(os.environ)}}) + chr(10))"
@@ -93,13 +94,25 @@ def test_runs_on_cuda_keep_one_workspace_and_torch_s_own_allocator_settings(monk
     assert not {"CUBLASLT_WORKSPACE_SIZE", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_ALLOC_CONF"} & found.keys()
 
 
-NOISE = ["1", "null", "{}", "[]", '{"outcome": 1}', '{"progress": {}}', "\xff\x00", "[" * 9999]
+NOISE = [
+    *("1", "null", "{}", "[]", '"outcome"', '{"outcome": 1}', '{"progress": {}}', "\xff\x00", "[" * 9999),
+    *(PROGRESS.strip().replace("21", number) for number in ("1e999", "NaN", "-1", "1" * 400, "null", "[]")),
+    PROGRESS.strip().replace('"step"', "{}"),
+]
 
 
 @pytest.mark.parametrize("noise", NOISE)
 def test_anything_else_on_the_channel_is_noise(monkeypatch: pytest.MonkeyPatch, noise: str) -> None:
     outcome = run(monkeypatch, f"{BEGIN}answer({noise!r} + chr(10)); answer({OUTCOME!r})")
     assert (outcome.status, outcome.steps) == ("ok", 21)
+
+
+def test_the_phase_that_a_worker_reports_is_cleaned() -> None:
+    heard: list[dict[str, Any]] = []
+    fields = {"phase": "a\x1b[31m\nb" + "x" * 10_000, "task": 3, "steps": 21}
+    assert processes._understood(json.dumps({"progress": fields}).encode(), heard.append) is None
+    assert heard[0]["phase"].startswith("a bxxx")
+    assert len(heard[0]["phase"]) < 1000
 
 
 def test_what_a_worker_prints_is_never_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,16 +146,43 @@ def test_a_reason_of_megabytes_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_last_words_tell_whether_memory_ran_out(
     monkeypatch: pytest.MonkeyPatch, words: str, budget: str | None, status: str
 ) -> None:
-    monkeypatch.setattr(processes, "BOOTSTRAP", f"{BEGIN}print({words!r}, flush=True); os.abort()")
+    said = f"print({words!r} + chr(10) + 'Aborted', file=sys.stderr, flush=True)"
+    monkeypatch.setattr(processes, "BOOTSTRAP", f"{BEGIN}{said}; os.abort()")
     job = Job(spec=RunSpec(method="sgd", budget=budget), what="process")
     outcome = Workers(1).run(job, 60, lambda fields: None)
     assert (outcome.status, words in str(outcome.reason)) == (status, status == "oom")
 
 
+CHECK = "check: no out of memory so far"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"print({CHECK!r}, flush=True)",
+        f"print({CHECK!r}, *range(60), sep=chr(10), file=sys.stderr, flush=True)",
+        f"print({CHECK!r}, flush=True); print('all good', file=sys.stderr, flush=True)",
+    ],
+)
+def test_what_is_said_in_passing_makes_no_out_of_memory(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    outcome = run(monkeypatch, f"{BEGIN}{said}; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert (outcome.status, outcome.reason) == ("crashed", f"the process pass was killed by SIGSEGV {WHERE}")
+
+
+def test_a_worker_that_says_nothing_on_stderr_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(monkeypatch, f"{BEGIN}print('it is broken', flush=True); os._exit(3)")
+    assert outcome.reason == f"the process pass ended with code 3 {WHERE}: it is broken"
+
+
+SLEEP = ["sleep", f"100.{os.getpid()}"]
+"""A program that no other process runs with the same argument."""
+START = f"__import__('subprocess').Popen({SLEEP}"
 FORKS = {
     "keeps the channel": "os.fork() or time.sleep(100)",
     "leaves its group": "os.fork() or (os.setsid(), time.sleep(100))",
-    "is another program": "__import__('subprocess').Popen(['sleep', '100'], start_new_session=True)",
+    "is another program": f"{START}, start_new_session=True)",
+    "has another environment": f"{START}, env={{}}, start_new_session=True)",
+    "lost its parent": f"os.fork() or ({START}, env={{}}, start_new_session=True), os._exit(0))",
 }
 ENDS = {"ok": f"answer({OUTCOME!r})", "crashed": "os._exit(3)", "timeout": "time.sleep(100)"}
 
@@ -157,24 +197,69 @@ def test_what_a_worker_forked_goes_with_it_however_it_ends(
     outcome = run(monkeypatch, f"{BEGIN}{FORKS[fork]}; {ENDS[end]}", timeout_s=3 if end == "timeout" else 60)
     assert outcome.status == end
     assert time.monotonic() - start < 50, "a child that keeps the channel open holds nobody up"
+    assert left_of(os.getpid(), before) == []
+
+
+def left_of(suite: int, before: set[int]) -> list[list[str]]:
+    """Return the command lines of processes that outlive a suite's workers."""
     gone_by = time.monotonic() + 10
-    while (left := children_of_workers(before)) and time.monotonic() < gone_by:
+    while (left := children_of_workers(suite, before)) and time.monotonic() < gone_by:
         time.sleep(0.05)
-    assert left == []
+    return left
 
 
-def children_of_workers(before: set[int]) -> list[list[str]]:
-    """Return the command lines of living processes that a worker of this process started."""
-    mine, found = f"CLMEM_PARENT={os.getpid()}\0".encode(), []
+def children_of_workers(suite: int, before: set[int]) -> list[list[str]]:
+    """Return the command lines of living processes that the workers of a suite started, and of these workers."""
+    mine, found = f"CLMEM_PARENT={suite}\0".encode(), []
     for process in psutil.process_iter():
         if process.pid in before:
             continue
         try:
-            if mine in Path(f"/proc/{process.pid}/environ").read_bytes() and process.status() != "zombie":
+            marked = mine in Path(f"/proc/{process.pid}/environ").read_bytes()
+            if (marked or process.cmdline() == SLEEP) and process.status() != "zombie":
                 found.append(process.cmdline())
         except (OSError, psutil.Error):
             continue
     return found
+
+
+SUITE = f"""
+import sys
+from harness import processes
+processes.BOOTSTRAP = {f"{BEGIN}{'; '.join(FORKS.values())}; time.sleep(100)"!r}
+sys.argv = ["clmem", "measure", "sgd", "--width", "1"]
+from bench.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("blow", "code"), [("KILL", -9), ("TERM", 143), ("HUP", 129), ("INT", 130)])
+def test_what_workers_started_goes_with_a_killed_suite(blow: str, code: int) -> None:
+    before = set(psutil.pids())
+    command = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-c", SUITE]
+    suite = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        there_by = time.monotonic() + 100
+        while children_of_workers(suite.pid, before).count(SLEEP) < 3 and time.monotonic() < there_by:
+            assert suite.poll() is None
+            time.sleep(0.05)
+        suite.send_signal(signal.Signals[f"SIG{blow}"])
+        _, said = suite.communicate(timeout=100)
+    finally:
+        suite.kill()
+    assert left_of(suite.pid, before) == []
+    assert suite.returncode == code
+    assert said.decode() == (
+        "" if blow == "KILL" else "clmem: interrupted; the same command completes what is missing\n"
+    )
+
+
+def test_a_supervisor_that_is_killed_takes_its_worker_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(psutil.pids())
+    strike = f"os.getppid() == {os.getpid()} or os.kill(os.getppid(), signal.SIGKILL)"  # never this process
+    outcome = run(monkeypatch, f"{BEGIN}{START}); {strike}; time.sleep(100)")
+    assert (outcome.status, outcome.killed) == ("crashed", True)
+    assert left_of(os.getpid(), before) == []
 
 
 def test_a_worker_that_sleeps_by_a_signal_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +294,7 @@ def test_runs_that_share_a_board_s_memory_are_not_side_by_side(monkeypatch: pyte
         run_specs(specs, lambda result: None, jobs=2)
 
 
-def test_a_device_that_others_hold_ends_a_whole_suite_and_leaves_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_others_hold_ends_a_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
         return Outcome(status="crashed", reason="other processes hold 9 B", usage_error=True, unfit=True)
 
@@ -220,7 +305,7 @@ def test_a_device_that_others_hold_ends_a_whole_suite_and_leaves_no_results(monk
     assert results == []
 
 
-def test_a_device_that_is_taken_later_fails_single_runs_and_the_suite_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_taken_later_fails_single_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[RunResult] = []
 
     def one(workers: Workers, job: Job, timeout_s: float, on_progress: Any) -> Outcome:
