@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
 from harness.build import Run, build
-from harness.environment import environment
+from harness.environment import cores, environment
 from harness.errors import ClmemError, UsageError, blame
 from harness.execution.monitor import Unwatched
+from harness.memory import scratch
 from harness.memory.caching import cached
 from harness.memory.ledger import Records, join, undeclared_sentence
 from harness.memory.log import AllocationLog, without
@@ -21,6 +31,7 @@ from harness.memory.predicted import ShapeRecorder
 from harness.memory.scratch import CUDNN
 from harness.registry import method_class, method_config
 from harness.results import RunResult
+from harness.source import method_digest
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.targets import PREDICTED, allocator_of
 from harness.techniques import PLAIN, techniques
@@ -37,6 +48,49 @@ class Recorded:
     records: Records
 
 
+@dataclass(frozen=True)
+class PredictedPeak:
+    """The tensor peak that was predicted for a run. peak_bytes: None if the run cannot be predicted; reason: why."""
+
+    peak_bytes: int | None
+    reason: str = ""
+
+
+@contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Send to stderr whatever is printed to stdout, past Python too: what a method prints is no result."""
+    _flush_stdout()
+    try:
+        kept = fcntl(1, F_DUPFD_CLOEXEC, 3)  # beyond stderr, which may be closed
+    except OSError:  # closed by whoever started this
+        kept = None
+    try:
+        _send_stdout_to_stderr()
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _flush_stdout()
+        if kept is None:
+            os.close(1)
+        else:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _flush_stdout() -> None:
+    with suppress(OSError, ValueError):  # the command says so at its end
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+
+
+def _send_stdout_to_stderr() -> None:
+    try:
+        os.dup2(2, 1)
+    except OSError:  # stderr is closed
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+
+
 def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None = None) -> RunResult:
     """Return the footprint of a run's short schedule as predicted: the same phases and roles as `measure` finds.
 
@@ -48,6 +102,7 @@ def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None =
     return result_of(spec, record(spec, sources), limit_bytes)
 
 
+@printing_to_stderr()
 def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     """Take a run's short schedule on tensors without values; shapes decide memory. Raises as `predict` does.
 
@@ -65,29 +120,36 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
         )
     if chosen.storage == "compact":
         # which channels fall is read from the weights, so those are drawn once
-        kept = build(
-            spec.model_copy(update={"execution": PLAIN}), Unwatched(), sources, device="cpu"
-        ).method.kept_channels()
+        plain = spec.model_copy(update={"execution": PLAIN})
+        with _faults_named(spec):
+            kept = build(plain, Unwatched(), sources, device="cpu").method.kept_channels()
     recorder = ShapeRecorder(kind, share_open=1 - getattr(method_config(spec), "sparsity", 0.5))
     observer = Observer(recorder, device=None if kind == "cpu" else "meta")
     recorder.start()
     try:
         with observer.watching():
-            with torch.device("meta"):
-                run = build(spec, observer, sources, device="meta", kept=kept)
-            try:
+            with _faults_named(spec):
+                with torch.device("meta"):
+                    run = build(spec, observer, sources, device="meta", kept=kept)
                 train(run, short_schedule(run.method), observer, Progress())
-            except NotImplementedError as error:
-                raise _unpredictable(spec, error) from error
-            except ClmemError:
-                raise
-            except Exception as error:
-                raise ClmemError(f"method {spec.method!r} failed while it was predicted: {blame(error)}") from error
             observer.finish()
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
     return Recorded(run, log, observer.records)
+
+
+@contextmanager
+def _faults_named(spec: RunSpec) -> Iterator[None]:
+    """Turn whatever a method raises into one sentence that names it."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise _unpredictable(spec, error) from error
+    except (ClmemError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # such as SystemExit
+        raise ClmemError(f"method {spec.method!r} failed while it was predicted: {blame(error)}") from error
 
 
 def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None) -> RunResult:
@@ -129,8 +191,72 @@ def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:
 
 def predicted_peak_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int | None:
     """Return the predicted tensor peak of a run, None where it cannot be predicted; `predict` says why."""
+    return _predicted_peak(spec, sources).peak_bytes
+
+
+def _predicted_peak(spec: RunSpec, sources: Sources) -> PredictedPeak:
     try:
         footprint = predict(spec, sources).footprint
-    except ClmemError:
-        return None
-    return None if footprint is None else footprint.peak_bytes
+    except ClmemError as error:
+        return PredictedPeak(None, str(error))
+    return PredictedPeak(None if footprint is None else footprint.peak_bytes)
+
+
+def why_incomparable(run: RunResult) -> str | None:
+    """Say why a prediction that is made here is not one of this run; None if it is. What a run lacks is no reason."""
+    here, there = (str(name).partition("+")[0] for name in (torch.__version__, run.environment.get("torch")))
+    if run.environment.get("torch") is not None and here != there:
+        return (
+            f"measured with torch {clean(there, 40)}, and this is torch {here}; measure again, or predict with theirs"
+        )
+    digest = run.code.get("method")
+    with suppress(ClmemError):  # the prediction itself says that there is no such method
+        if digest is not None and digest != method_digest(method_class(run.spec.method)):
+            return "the code of the method changed since it was measured; measure again"
+    return None
+
+
+def predicted_peaks(runs: Sequence[RunResult], sources: Sources = NOWHERE) -> list[PredictedPeak]:
+    """Predict each run for the vectors of the processor that measured it, as many at a time as there are cores.
+
+    Every process predicts one run at a time, so that one that dies tells which method ended it.
+    """
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+
+    def one(run: RunResult) -> PredictedPeak:
+        process = idle.get()
+        try:
+            return process.submit(_predicted_for, run, sources).result()
+        except BrokenProcessPool:
+            process.shutdown()
+            process = _process()
+            said = f"method {run.spec.method!r} ended the process that predicted it, so it cannot be predicted"
+            return PredictedPeak(None, f"{said}; measure it")
+        finally:
+            idle.put(process)
+
+    count = min(cores(), len(runs))
+    for _ in range(count):
+        idle.put(_process())
+    try:
+        with ThreadPoolExecutor(max_workers=max(1, count)) as threads:
+            return list(threads.map(one, runs))
+    finally:
+        for _ in range(count):
+            idle.get().shutdown()
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
+
+
+def _predicted_for(run: RunResult, sources: Sources) -> PredictedPeak:
+    """Predict a run as on its own processor, whose vectors decide how wide the blocks of a convolution are."""
+    names = vars(scratch)  # where the rules of oneDNN look up the vectors
+    own = names["vectors"]
+    if "vectors" in run.environment:
+        names["vectors"] = lambda: run.environment["vectors"]
+    try:
+        return _predicted_peak(run.spec, sources)
+    finally:
+        names["vectors"] = own

@@ -3,32 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pydantic import Field, ValidationError
 
 from harness.errors import UsageError
 from harness.files import read_text, write_json
-from harness.results import LONGEST_PATH, RunResult
+from harness.footprint import ByName, Count, Record
+from harness.results import LONGEST_PATH, Described, RunResult
 from harness.targets import allocator_of
-from harness.text import clean
+from harness.text import Said, clean
 from reports.cells import Section
 from reports.markup import plain
 from reports.tables import markdown_table
-from reports.units import count
+from reports.units import count, plural
 
 FILE = "predictions.json"
 """Where `clmem predict --against DIRECTORY --keep` leaves what it found, for the directory's report."""
 
+AGAIN = "clmem predict --against DIRECTORY --keep"
+
 LIKE_ANOTHER_CARD = "cuDNN's workspaces are predicted as another card took them (docs/devices.md)"
 """What must be known of a prediction for CUDA."""
 
-Predictions = Mapping[str, int | None]
-"""Predicted bytes by run id, None where a run cannot be predicted."""
+
+DECIDES = ("torch", "vectors")
+"""Parts of an environment that a prediction is made for."""
 
 
-def save_predictions(directory: Path, predictions: Predictions) -> Path:
-    """Write the predictions of a results directory into it; return the path."""
-    return write_json(directory / FILE, dict(predictions))
+class Prediction(Record):
+    """What was predicted for one run, and by which code, torch and vectors that run had been measured.
+
+    predicted_bytes: None if the run cannot be predicted. code: None in files of older versions, which do not say.
+    """
+
+    predicted_bytes: Count | None
+    code: ByName[Said] | None
+    environment: Described = Field(default_factory=dict)
+
+    def is_of(self, run: RunResult) -> bool:
+        """Say whether it was made for this run, and not for one that was measured before under the same name."""
+        return self.code == run.code and self.environment == _environment(run)
+
+
+Predictions = Mapping[str, Prediction]
+"""Predictions by run id."""
+
+
+def save_predictions(directory: Path, runs: Sequence[RunResult], predicted: Sequence[int | None]) -> Path:
+    """Write what was predicted for runs of a results directory into it; return the path."""
+    kept = {
+        run.run_id: Prediction(predicted_bytes=size, code=run.code, environment=_environment(run)).model_dump()
+        for run, size in zip(runs, predicted, strict=True)
+    }
+    return write_json(directory / FILE, kept)
+
+
+def _environment(run: RunResult) -> dict[str, object]:
+    return {key: run.environment.get(key) for key in DECIDES}
 
 
 def load_predictions(directory: Path) -> Predictions:
@@ -42,10 +75,16 @@ def load_predictions(directory: Path) -> Predictions:
         raise _refused(path, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise _refused(path, "it holds no sizes by run id")
-    for run_id, size in found.items():
-        if size is not None and (type(size) is not int or not 0 <= size < 2**63):
-            raise _refused(path, f"it says {size!r} for {run_id}, which is no number of bytes")
-    return found
+    return {run_id: _read(path, run_id, entry) for run_id, entry in found.items()}
+
+
+def _read(path: Path, run_id: str, entry: object) -> Prediction:
+    """Return one prediction; files of older versions hold its bytes alone."""
+    try:
+        return Prediction.model_validate(entry if isinstance(entry, dict) else {"predicted_bytes": entry, "code": None})
+    except (ValidationError, RecursionError) as error:
+        shown = "nested values" if isinstance(entry, dict | list) else repr(entry)
+        raise _refused(path, f"it says {shown} for {run_id}, which is no prediction") from error
 
 
 def _refused(path: Path, fault: str) -> UsageError:
@@ -68,24 +107,36 @@ def predictions_table(section: Section, predictions: Predictions) -> str:
     for cell in section.cells:
         run = cell.memory
         if run is not None and run.allocator is not None and run.run_id in predictions:
-            error = error_of(run, predictions[run.run_id])
+            size = _size(run, predictions)
+            error = error_of(run, size)
             shown = "" if error is None else f"{100 * error:+.4f}"
-            rows.append([cell.label, count(predictions[run.run_id]), count(run.allocator.peak_bytes), shown])
+            rows.append([cell.label, count(size), count(run.allocator.peak_bytes), shown])
     return markdown_table(["method", "predicted bytes", "measured bytes", "error %"], rows) if rows else ""
 
 
+def _size(run: RunResult, predictions: Predictions) -> int | None:
+    """Return the bytes that were predicted for a run; None where that is not known of this very run."""
+    prediction = predictions.get(run.run_id)
+    return prediction.predicted_bytes if prediction is not None and prediction.is_of(run) else None
+
+
 def predictions_sentence(section: Section, predictions: Predictions) -> str:
-    """Say how far predictions are from what was measured, and whose is the farthest."""
+    """Say how far predictions are from what was measured, whose is the farthest, and how many are of other runs."""
+    runs = {cell.label: cell.memory for cell in section.cells if cell.memory is not None}
     errors = {
-        cell.label: error
-        for cell in section.cells
-        if cell.memory is not None and (error := error_of(cell.memory, predictions.get(cell.memory.run_id))) is not None
+        label: error for label, run in runs.items() if (error := error_of(run, _size(run, predictions))) is not None
     }
-    if not errors:
-        return "None of these runs can be predicted."
-    label, worst = max(errors.items(), key=lambda item: abs(item[1]))
-    text = (
-        f"Predicted without running them: {len(errors)} peaks, the largest error {100 * worst:+.4f} % ({plain(label)})."
-    )
-    on_cuda = allocator_of(section.setting.target) == "cuda"
-    return f"{text} There {LIKE_ANOTHER_CARD}." if on_cuda else text
+    others = [run for run in runs.values() if run.run_id in predictions and not predictions[run.run_id].is_of(run)]
+    parts = []
+    if errors:
+        label, worst = max(errors.items(), key=lambda item: abs(item[1]))
+        farthest = f"the largest error {100 * worst:+.4f} % ({plain(label)})"
+        parts.append(f"Predicted without running them: {len(errors)} peaks, {farthest}.")
+        if allocator_of(section.setting.target) == "cuda":
+            parts.append(f"There {LIKE_ANOTHER_CARD}.")
+    if others:
+        parts.append(
+            f"{plural(len(others), 'prediction')} {'is' if len(others) == 1 else 'are'} left out, because the file "
+            f"does not say that the code, torch and vectors were those of the run; predict again with `{AGAIN}`."
+        )
+    return " ".join(parts) or "None of these runs can be predicted."

@@ -83,12 +83,14 @@ def fit(
                 raise
     from harness.fit import fit as find
     from harness.fit import sized
+    from harness.prediction import printing_to_stderr
     from harness.runner import run_specs
     from reports.fits import fit_json, fit_table
 
     console = Console(stderr=True)
     with console.status("predicting") as status:
-        found = find(spec, vary, sources, lambda point: status.update(f"predicted {vary} {point.size}"))
+        with printing_to_stderr():
+            found = find(spec, vary, sources, lambda point: status.update(f"predicted {vary} {point.size}"))
         confirmed: list[RunResult] = []
         if confirm and found.largest is not None:
             status.update(f"measuring {vary} {found.largest.size}")

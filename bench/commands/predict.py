@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +26,12 @@ from bench.options import (
 )
 from harness.errors import UsageError
 from harness.files import expand
-from harness.results import LONGEST_PATH, load_results
+from harness.results import LONGEST_PATH, RunResult, load_results
 from harness.spec import Sources
-from harness.text import clean
+from harness.text import clean, some
+
+LONGEST_REASON = 2000
+"""Characters of a reason why a run is not predicted."""
 
 
 def predict(
@@ -83,10 +82,11 @@ def predict(
     sources = make_sources(data_root, weights)
     from harness.checks import check_spec
     from harness.prediction import predict as predicted
+    from harness.prediction import printing_to_stderr
     from reports.terminal import measure_json, measure_table
 
-    check_spec(spec, sources, here=False)
-    with redirect_stdout(sys.stderr):  # what a method prints is no result
+    with printing_to_stderr():
+        check_spec(spec, sources, here=False)
         result = predicted(spec, sources)
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
 
@@ -96,15 +96,33 @@ def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> No
     directory = expand(directory)
     found = load_results(directory) if directory.is_dir() else []
     measured = [run for run in found if run.status == "ok" and run.allocator is not None]
+    shown = clean(str(directory), LONGEST_PATH)
     if not measured:
-        shown = clean(str(directory), LONGEST_PATH)
         raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
-    from harness.prediction import predicted_peak_bytes
+    from harness.prediction import predicted_peaks, printing_to_stderr, why_incomparable
     from reports.predictions import save_predictions
     from reports.terminal import prediction_json, prediction_table
 
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        predicted = list(pool.map(partial(predicted_peak_bytes, sources=sources), [run.spec for run in measured]))
+    with printing_to_stderr():
+        reasons = [why_incomparable(run) for run in measured]
+    left_out = [(run, reason) for run, reason in zip(measured, reasons, strict=True) if reason is not None]
+    if len(left_out) == len(measured):
+        raise UsageError(f"no run in {shown} can be compared with a prediction: {left_out[0][1]}")
+    _explain("left out", left_out)
+    measured = [run for run, reason in zip(measured, reasons, strict=True) if reason is None]
+    predicted = predicted_peaks(measured, sources)
+    _explain("not predicted", [(run, peak.reason) for run, peak in zip(measured, predicted, strict=True)])
+    sizes = [peak.peak_bytes for peak in predicted]
     if keep:
-        save_predictions(directory, {run.run_id: guess for run, guess in zip(measured, predicted, strict=True)})
-    print(prediction_json(measured, predicted) if as_json else prediction_table(measured, predicted))
+        save_predictions(directory, measured, sizes)
+    print(prediction_json(measured, sizes) if as_json else prediction_table(measured, sizes))
+
+
+def _explain(what: str, reasons: Iterable[tuple[RunResult, str]]) -> None:
+    """Say each reason once on stderr, with the methods of its runs; an empty reason is none."""
+    methods: dict[str, dict[str, None]] = {}
+    for run, reason in reasons:
+        if reason:
+            methods.setdefault(reason, {})[run.spec.method] = None
+    for reason, names in methods.items():
+        typer.echo(f"clmem: {what}: {some(list(names))}: {clean(reason, LONGEST_REASON)}", err=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import bench.app
+from bench.cli import main
+
 ROOT = Path(__file__).parents[2]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """Nothing but ASCII, in names of files and on the terminal."""
@@ -62,6 +65,27 @@ def test_a_disk_that_is_full_from_the_start_is_named(tmp_path: Path) -> None:
     code, said = clmem("measure", "sgd", "--width", "1", "--stream", "split-fashion-mini", shell=shell)
     assert code == 2
     assert "No usable temporary directory" in said or "File too large" in said
+
+
+def test_an_error_without_a_stdout_is_still_one_sentence() -> None:
+    code, said = clmem("report", "x" * 5000, shell='"$@" >&-')
+    assert (code, said.count("\n")) == (2, 1)
+    assert "File name too long" in said
+
+
+@pytest.mark.parametrize("code", [None, 0, 3])
+def test_an_end_that_clmem_did_not_ask_for_is_a_failure(
+    code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(arguments: list[str]) -> int:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(bench.app, "call", call)
+    monkeypatch.setattr(sys, "argv", ["clmem", "list", "methods"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert "SystemExit" in capsys.readouterr().err
 
 
 def test_a_closed_terminal_gets_no_error_on_stdout() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.recorder import LogRecorder
 from harness.memory.scratch import CUDNN
-from harness.prediction import predict, predicted_peak_bytes
+from harness.prediction import predict, predicted_peak_bytes, predicted_peaks, why_incomparable
 from harness.results import RunResult
 from harness.runner import run_specs
 from harness.spec import RunSpec
@@ -273,6 +277,78 @@ def test_a_fault_of_a_method_is_named_as_its_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(SGD, "after_step", after_step)
     with pytest.raises(ClmemError, match=r"'sgd' failed while it was predicted: KeyError.*test_prediction.py:\d+"):
         predict(spec("sgd", width=1, batch_size=2))
+
+
+def test_a_method_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SGD, "after_step", lambda *given: sys.exit())
+    with pytest.raises(ClmemError, match=r"'sgd' failed while it was predicted: SystemExit"):
+        predict(spec("sgd", width=1, batch_size=2))
+
+
+def test_a_method_that_fails_as_it_is_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: SGD, *given: object) -> None:
+        raise KeyError("layer9")
+
+    monkeypatch.setattr(SGD, "__init__", fail)
+    with pytest.raises(ClmemError, match=r"'sgd' failed while it was predicted: KeyError.*test_prediction.py:\d+"):
+        predict(spec("sgd", width=1, batch_size=2))
+
+
+def test_what_a_method_prints_goes_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def after_step(*given: object) -> None:
+        print("from a method")
+        os.write(1, b"from below\n")
+
+    monkeypatch.setattr(SGD, "after_step", after_step)
+    print("before")
+    predict(spec("sgd", width=1, batch_size=2))
+    print("after")
+    printed = capfd.readouterr()
+    assert printed.out == "before\nafter\n"
+    assert "from a method" in printed.err
+    assert "from below" in printed.err
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_stays_closed_and_takes_nothing(closed: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = (
+        "import os\nfrom harness.prediction import printing_to_stderr\n"
+        "with printing_to_stderr():\n    print('a'), os.write(1, b'b')\n"
+        f"try:\n    os.fstat({closed})\nexcept OSError:\n    os.write({3 - closed}, b'closed')"
+    )
+    other = 3 - closed
+    command = ["bash", "-c", f'"$@" {closed}>&- {other}>{log}', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 0
+    assert sorted(log.read_text().split()) == {1: ["a", "bclosed"], 2: ["closed"]}[closed]
+
+
+def result(method: str, **environment: str) -> RunResult:
+    return RunResult(run_id=method, spec=spec(method, width=4), environment=environment)  # type: ignore[call-arg]
+
+
+def test_runs_are_predicted_for_the_vectors_that_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = vectors()
+    peaks = {}
+    for cap in ("AVX2", "AVX512"):
+        monkeypatch.setattr("harness.memory.scratch.vectors", lambda cap=cap: cap)
+        peaks[cap] = predicted_peak_bytes(result("sgd").spec)
+    monkeypatch.setattr("harness.memory.scratch.vectors", lambda: here)
+    runs = [result("sgd", vectors="AVX2"), result("sgd", vectors="AVX512"), result("sgd")]
+    found = [peak.peak_bytes for peak in predicted_peaks(runs)]
+    assert peaks["AVX2"] != peaks["AVX512"]
+    assert found == [peaks["AVX2"], peaks["AVX512"], peaks["AVX512" if here == "AVX512" else "AVX2"]]
+
+
+def test_runs_of_another_torch_or_method_are_incomparable() -> None:
+    public = torch.__version__.partition("+")[0]
+    assert why_incomparable(result("sgd")) is None
+    assert why_incomparable(result("sgd", torch=f"{public}+cu130")) is None
+    assert "torch 1.0.0" in str(why_incomparable(result("sgd", torch="1.0.0")))
+    changed = result("sgd").model_copy(update={"code": {"method": "0" * 16}})
+    assert "changed since" in str(why_incomparable(changed))
 
 
 def test_the_error_of_every_prediction_stands_beside_its_measurement() -> None:

@@ -129,7 +129,7 @@ def test_a_label_full_of_markup_is_shown_as_it_is(tmp_path: Path, memory_run: An
     assert harmless(page)
     assert "sgd (x=&lt;script>\\[a\\]\\(javascript:b)\\`c\\|d\\`\\*e\\*)" in page
     assert "in \\`&lt;/code>|&lt;b>\\`." in page
-    assert "- !\\[a\\]\\(http://b) could not be saved" in page
+    assert "- !\\[a\\]\\(http&#58;//b) could not be saved" in page
 
 
 def test_names_from_results_are_names_of_files_in_the_folder(memory_run: Any) -> None:
