@@ -9,6 +9,7 @@ something.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -19,6 +20,12 @@ from typing import Any
 INTERRUPTED = "interrupted; the same command completes what is missing"
 LONGEST = 2000
 """Characters of a message; a path alone may have twice as many."""
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room, and the same command completes what is missing"),
+    errno.EFBIG: "; raise the limit (`ulimit -f`), and the same command completes what is missing",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "; choose a place that you can write to"),
+}
+"""What to do where writing failed, by the system's number of the error."""
 UNREAD = 141
 """What a shell says of a program that writes into a pipe that nobody reads."""
 AT_ONCE_S = 1.0
@@ -119,7 +126,8 @@ def _explained(error: Exception) -> tuple[int, str]:
         if isinstance(error, BrokenPipeError):
             return UNREAD, ""
         said = error.strerror or str(error) or type(error).__name__
-        return 2, said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}"
+        advice = ADVICE.get(error.errno or 0, "")
+        return 2, (said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}") + advice
     if isinstance(error, RecursionError):
         return 1, f"something is nested too deeply to be worked on ({blame(error)})"
     from bench.app import ABORT, usage_sentence

@@ -87,6 +87,8 @@ def already_there(present: Present) -> list[str]:
         lines.append(f"{present.kept} of {plural(present.total, 'result')} were there already")
     if present.failed:
         lines.append(f"{plural(present.failed, 'run')} failed before: trying again")
+    if present.ended_badly:
+        lines.append(f"{plural(present.ended_badly, 'run')} of those had crashed or took too long: --retry tries again")
     if present.changed:
         lines.append(f"{some(present.changed)} changed since then: measuring again")
     if present.measuring_changed:

@@ -28,6 +28,9 @@ from harness.spec import NOWHERE, RunSpec, Sources, weights_label
 from harness.suite import Suite
 from harness.techniques import Techniques, techniques
 
+AGAIN = ("crashed", "timeout")
+"""Endings of runs that are tried again if that is asked for."""
+
 MANIFEST = "suite.json"
 LOCK = ".lock"
 Reuse = Literal["unchanged", "all", "none"]
@@ -99,7 +102,7 @@ def _present(
     """Return the results in a directory that stand, by run id, and tell the watcher about them."""
     kept: dict[str, RunResult] = {}
     changed: list[str] = []
-    failed = unwanted = other_code = elsewhere = undated = 0
+    failed = unwanted = ended_badly = other_code = elsewhere = undated = 0
     for spec in specs:
         path = directory / f"{spec.run_id}.json"
         if not path.exists():
@@ -108,7 +111,7 @@ def _present(
             unwanted += 1
             continue
         result = load_result(path)
-        if retry and result.status in ("crashed", "timeout"):
+        if retry and result.status in AGAIN:
             failed += 1
         elif not has_its_settings(result, spec) or (reuse == "unchanged" and _method_changed(result)):
             changed.append(spec.method)
@@ -119,11 +122,13 @@ def _present(
         else:
             kept[spec.run_id] = result
             undated += not result.code
+            ended_badly += result.status in AGAIN
     present = Present(
         total=len(specs),
         kept=len(kept),
         failed=failed,
         unwanted=unwanted,
+        ended_badly=ended_badly,
         changed=tuple(dict.fromkeys(changed)),
         measuring_changed=other_code,
         elsewhere=elsewhere,
@@ -216,7 +221,7 @@ def _write_manifest(manifest: Path, suite: Suite) -> None:
     try:
         found = Suite.model_validate_json(read_text(manifest, "the manifest"))
     except ValidationError as error:
-        raise UsageError(f"{manifest} is not a suite manifest of this version; choose another --out") from error
+        raise UsageError(f"{manifest} is not whole, or of another version; choose another --out") from error
     changed = [
         key
         for key in Suite.model_fields

@@ -25,16 +25,17 @@ class Present:
     """What of a suite's results a directory held when it was run again.
 
     kept: results that stand. failed: results that are tried again as asked. unwanted: results that are measured again
-    as asked. changed: methods whose code, or whose settings or lean preset, changed since they were measured.
-    measuring_changed: runs that other code of clmem measured. elsewhere: runs that were measured with another torch,
-    processor or setting of an allocator. undated: kept results of versions of clmem that did not note which code
-    measured them.
+    as asked. ended_badly: kept results of runs that crashed or took too long. changed: methods whose code, or whose
+    settings or lean preset, changed since they were measured. measuring_changed: runs that other code of clmem
+    measured. elsewhere: runs that were measured with another torch, processor or setting of an allocator. undated: kept
+    results of versions of clmem that did not note which code measured them.
     """
 
     total: int
     kept: int = 0
     failed: int = 0
     unwanted: int = 0
+    ended_badly: int = 0
     changed: tuple[str, ...] = ()
     measuring_changed: int = 0
     elsewhere: int = 0

@@ -60,6 +60,9 @@ def test_what_is_measured_again_for_another_reason_is_said() -> None:
         "3 results were measured with another torch, processor or allocator setting: measuring again (--keep-old "
         "keeps what is there)",
     ]
+    assert printed(present=Present(2, kept=2, ended_badly=1)).splitlines()[1:] == [
+        "1 run of those had crashed or took too long: --retry tries again"
+    ]
     assert printed(present=Present(84, unwanted=84)).splitlines() == [
         "84 of 84 results were there already: measuring again"
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bench.app
-from bench.cli import main
+from bench.cli import ADVICE, main
 
 ROOT = Path(__file__).parents[2]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -44,7 +45,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("shell", "code", "sentence"),
     [
-        ('"$@" > /dev/full', 2, "clmem: No space left on device\n"),
+        ('"$@" > /dev/full', 2, f"clmem: No space left on device{ADVICE[errno.ENOSPC]}\n"),
         ('"$@" >&-', 0, ""),
         ('"$@" >/dev/full 2>/dev/full', 2, ""),
     ],

@@ -160,7 +160,7 @@ def test_older_numbers_stand_if_they_are_asked_for(tmp_path: Path, fake_runs: li
     fake_runs.clear()
     run_suite(suite, out, reuse="all", watcher=seen)
     assert fake_runs == []
-    assert seen.present == [Present(total=6, kept=6)]
+    assert seen.present == [Present(total=6, kept=6, ended_badly=1)]
 
 
 def test_everything_is_measured_afresh_if_asked(tmp_path: Path, fake_runs: list[str]) -> None:
@@ -199,7 +199,7 @@ def test_bytes_counted_in_other_surroundings_are_counted_again(
     assert fake_runs == []
     run_suite(suite, out, watcher=seen)
     assert {run_id.split("--")[2] for run_id in fake_runs} == {"memory"}
-    assert seen.present == [Present(total=6, kept=4, elsewhere=2)]
+    assert seen.present == [Present(total=6, kept=4, ended_badly=1, elsewhere=2)]
 
 
 def test_bytes_counted_in_the_same_surroundings_stand(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_results_that_name_no_code_stand_and_are_counted(tmp_path: Path, fake_ru
     fake_runs.clear()
     run_suite(suite, out, watcher=seen)
     assert fake_runs == []
-    assert seen.present == [Present(total=6, kept=6, undated=6)]
+    assert seen.present == [Present(total=6, kept=6, ended_badly=1, undated=6)]
 
 
 def test_what_a_killed_write_left_behind_is_removed(tmp_path: Path, fake_runs: list[str]) -> None:
