@@ -23,7 +23,7 @@ LONGEST = 2000
 ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room, and the same command completes what is missing"),
     errno.EFBIG: "; raise the limit (`ulimit -f`), and the same command completes what is missing",
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "; choose a place that you can write to"),
+    errno.EROFS: "; choose a place that you can write to",
 }
 """What to do where writing failed, by the system's number of the error."""
 UNREAD = 141
@@ -82,7 +82,18 @@ def main() -> None:
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if message:  # without arguments the help has been printed, which says enough
         _say(message)
+    if code and _is_limited():
+        # what libraries do at exit needs memory too, and would print tracebacks behind the sentence
+        os._exit(code)
     sys.exit(code)
+
+
+def _is_limited() -> bool:
+    try:
+        from harness.out_of_memory import is_limited
+    except BaseException:  # so little memory that not even this is read
+        return True
+    return is_limited()
 
 
 def _call(arguments: list[str], debug: bool) -> tuple[int, str]:

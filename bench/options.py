@@ -86,7 +86,7 @@ def memory_spec(*, replay_size: int | None, settings: list[str] | None, weights:
     """Return the spec of one memory run from the options of `measure` and `predict`, as `make_spec` does."""
     sizes = (fields["batch_size"] or 1, fields["buffer_size"] or 0)
     return make_spec(
-        replay_size=min(sizes) if replay_size is None else replay_size,
+        replay_size=max(0, min(sizes)) if replay_size is None else replay_size,
         weights=None if weights is None else weights_label(str(weights)),
         config=dict(read_setting(text) for text in settings or []),
         measure="memory",

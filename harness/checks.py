@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from functools import cache, lru_cache
 
 import torch
@@ -19,6 +18,7 @@ from harness.execution.monitor import Unwatched
 from harness.memory.predicted import ShapeRecorder
 from harness.networks import build_network
 from harness.out_of_memory import is_limited, means_out_of_memory
+from harness.output import printing_to_stderr
 from harness.registry import method_class
 from harness.spec import NOWHERE, RunSpec, Sources
 from harness.streams import prepare
@@ -65,17 +65,17 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) 
         )
     prepare(spec.stream, sources.data_root)
     try:
-        with redirect_stdout(sys.stderr):  # what a method prints is no result
+        with printing_to_stderr():
             image_shape = _put_together(spec.model_copy(update=IRRELEVANT), sources)
     except (ClmemError, KeyboardInterrupt):
         raise
     except ValueError as error:
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {clean(str(error))}") from error
     except BaseException as error:  # such as SystemExit
-        if means_out_of_memory(error, limited=is_limited()):
-            raise UsageError(
-                f"method {spec.method!r} cannot be set up, because memory ran out: "
-                f"{clean(str(error)) or type(error).__name__}"
+        if means_out_of_memory(error, limited=is_limited()):  # which need not be the method's fault
+            raise ClmemError(
+                f"this process is out of memory while method {spec.method!r} is set up "
+                f"({clean(str(error)) or type(error).__name__}); give it less to do, or more memory"
             ) from error
         raise UsageError(f"method {spec.method!r} cannot be set up like this: {blame(error)}") from error
     check_batch_norms(spec, image_shape)
@@ -132,7 +132,7 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
         "batch_size": _smaller(spec.batch_size, size),
         "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
     }
-    with redirect_stdout(sys.stderr):
+    with printing_to_stderr():
         found = _normalises_one_value(spec.model_copy(update={**IRRELEVANT, **changed}))
     if found:
         slices = f", slices of {size}" if size else ""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, pairwise
 
 from pydantic import ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, expectation
 from harness.metrics import scenario_metrics
-from harness.results import PHASES, ROLES, Allocator, Footprint, PhaseFootprint, Process, RunResult
+from harness.registry import own_methods
+from harness.results import PHASES, ROLES, Accuracy, Allocator, Footprint, PhaseFootprint, Process, RunResult
 from harness.spec import Measured, RunSpec
+from harness.streams.catalog import lookup
 from harness.targets import allocator_of
 from harness.techniques import LEAN, Techniques, techniques
 from harness.text import clean
@@ -29,6 +32,13 @@ MOST_MARKS = 2000
 LEAST_OF_BASELINE = 0.9
 """The part of its baseline that a process's peak is at least: the kernel counts pages per core, and late."""
 
+MOST_OF_PEAK = 2.0
+"""How many times the process's peak its curve reaches at most. The curve also has the imports, before the kernel's mark
+is set back; published curves reach 1.0003."""
+
+OBSERVED = re.compile(r"(\w+) of task (\d{1,19}) ", re.ASCII)
+"""How a check begins that names a phase which peaked elsewhere when observed."""
+
 
 def first_fault(result: RunResult) -> str | None:
     """Return in a few words the first thing that disagrees inside a result, with both values; None where all agrees."""
@@ -41,14 +51,18 @@ def _faults(result: RunResult) -> Iterator[str]:
         yield f"its run id is {result.run_id!r} but its spec gives {result.spec.run_id!r}"
     yield from _status(result)
     yield from _seconds(result)
+    yield from _config(result)
     yield from _execution(result)
     if result.footprint is not None:
         yield from _footprint(result.footprint)
     if result.allocator is not None:
         yield from _allocator(result.allocator, result.spec.target)
     yield from _observer(result)
+    yield from _same_phases(result)
     if result.process is not None:
         yield from _process(result.process)
+        if result.spec.weights is None:  # reading them holds them twice, before the kernel's mark is set back
+            yield from _curve(result.process)
     yield from _metrics(result)
 
 
@@ -71,6 +85,9 @@ def _status(result: RunResult) -> Iterator[str]:
     for name in PROMISED[result.spec.measure]:
         if getattr(result, name) is None and not (noise and name == "accuracy"):
             yield f"its status is 'ok' but it has no {name}, as runs that measure {result.spec.measure} have"
+    for name in ("fingerprint", "data_digest"):
+        if getattr(result, name) is None:
+            yield f"its status is 'ok' but it has no {name}"
 
 
 def _seconds(result: RunResult) -> Iterator[str]:
@@ -79,6 +96,21 @@ def _seconds(result: RunResult) -> Iterator[str]:
             yield f"it says that {clean(phase, 40)} took {seconds} s"
     for phase in result.phase_s:
         yield from _phase("phase_s", phase)
+
+
+def _config(result: RunResult) -> Iterator[str]:
+    """Hold the settings that the spec overrides against those that were used; other packages may convert theirs."""
+    died = result.status != "ok" and not result.method_config  # before its method was built
+    if died or result.spec.method.partition("@")[0] not in own_methods():
+        return
+    for key, value in result.spec.config.items():
+        used = result.method_config.get(key)
+        if isinstance(value, str) and isinstance(used, int | float):  # pydantic reads numbers in text
+            continue
+        if used != (clean(value) if isinstance(value, str) else value):
+            yield (
+                f"method_config.{clean(key, 40)} is {clean(repr(used), 60)} but the spec sets {clean(repr(value), 60)}"
+            )
 
 
 def _execution(result: RunResult) -> Iterator[str]:
@@ -93,7 +125,7 @@ def _execution(result: RunResult) -> Iterator[str]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = clean(".".join(map(str, first["loc"])), 40)
-        yield f"execution.{name} is {clean(repr(first['input']), 60)} but {first['msg']}"
+        yield f"execution.{name} is {clean(repr(first['input']), 60)} but {expectation(first)}"
         return
     except UsageError as error:
         yield str(error)
@@ -115,10 +147,13 @@ def _footprint(footprint: Footprint) -> Iterator[str]:
     for entry in entries:
         where = f"footprint.by_phase, task {entry.task} {entry.phase}"
         yield from _roles(where, entry.at_peak, entry.role_peaks, entry.peak_bytes)
-        for role, size in entry.role_peaks.items():
-            whole = footprint.role_peaks.get(role, 0)
-            if size > whole:
-                yield f"footprint.role_peaks says {whole:,} for {role} but task {entry.task} {entry.phase} has {size:,}"
+    highest_roles: dict[str, int] = {}
+    for role, size in chain.from_iterable(entry.role_peaks.items() for entry in entries):
+        highest_roles[role] = max(size, highest_roles.get(role, 0))
+    for role in chain(highest_roles, footprint.role_peaks):
+        said, size = footprint.role_peaks.get(role, 0), highest_roles.get(role, 0)
+        if said != size:
+            yield f"footprint.role_peaks says {said:,} for {role} but footprint.by_phase has {size:,} at most"
     yield from _highest("footprint", peak, [((entry.task, entry.phase), entry.peak_bytes) for entry in entries])
     for phase in dict.fromkeys([*footprint.phases, *(entry.phase for entry in entries)]):
         highest = max((entry.peak_bytes for entry in entries if entry.phase == phase), default=0)
@@ -188,6 +223,10 @@ def _timeline(footprint: Footprint) -> Iterator[str]:
             yield f"footprint.timeline has the role {clean(role, 40)!r}, which clmem does not know"
         if len(sizes) != samples:
             yield f"footprint.timeline has {samples:,} times but {len(sizes):,} sizes of {role}"
+    for name, times in (("time_s", timeline.time_s), ("marks", [time for time, _ in timeline.marks])):
+        for earlier, later in pairwise(times):
+            if later < earlier:
+                yield f"footprint.timeline.{name} falls from {earlier} s to {later} s"
     if len(timeline.marks) > MOST_MARKS:  # a phase may have begun many times
         yield f"footprint.timeline has {len(timeline.marks):,} marks, more than the {MOST_MARKS:,} of any schedule"
     highest = max(map(sum, zip(*timeline.roles.values(), strict=False)), default=0)
@@ -224,6 +263,22 @@ def _observer(result: RunResult) -> Iterator[str]:
         yield f"observer_delta_bytes is {recorded:,} but the two peaks differ by {delta:,}"
 
 
+def _same_phases(result: RunResult) -> Iterator[str]:
+    """Find a phase that peaked elsewhere when observed although no check says so."""
+    if result.status != "ok" or result.footprint is None or result.allocator is None:
+        return
+    attributed = {(entry.task, entry.phase): entry.peak_bytes for entry in result.footprint.by_phase}
+    admitted = {(int(begin[2]), begin[1]) for begin in filter(None, map(OBSERVED.match, result.checks))}
+    for task, phase, peak in result.allocator.by_phase:
+        observed = attributed.get((task, phase))
+        if observed != peak and (task, phase) not in admitted:
+            shown = "lacks it" if observed is None else f"has {observed:,}"
+            yield (
+                f"allocator.by_phase has {peak:,} for task {task} {phase} but footprint.by_phase {shown}, "
+                "and its checks do not say so"
+            )
+
+
 def _process(process: Process) -> Iterator[str]:
     if process.peak_bytes < LEAST_OF_BASELINE * process.baseline_bytes:
         yield f"process.peak_bytes is {process.peak_bytes:,} but the process began with {process.baseline_bytes:,}"
@@ -233,6 +288,31 @@ def _process(process: Process) -> Iterator[str]:
             f"process.unified has {board.before_bytes:,} before, {board.peak_bytes:,} at most and "
             f"{board.total_bytes:,} in all, which do not rise"
         )
+
+
+def _curve(process: Process) -> Iterator[str]:
+    highest = max((held for _, held in process.curve), default=0)
+    if highest > MOST_OF_PEAK * process.peak_bytes:
+        yield f"process.curve rises to {highest:,} but process.peak_bytes is {process.peak_bytes:,}"
+
+
+def _matrices(result: RunResult, accuracy: Accuracy) -> Iterator[str]:
+    """Hold the matrices against the stream's number of tasks, where its name tells."""
+    if result.status == "ok" and accuracy.class_il is None and accuracy.task_il is None:
+        yield "its status is 'ok' but it has neither accuracy.class_il nor accuracy.task_il"
+    try:
+        tasks = lookup(result.spec.stream).num_tasks
+    except UsageError:  # a folder, or a stream of another version
+        return
+    rows = 1 if result.joint else tasks
+    for name, matrix in (("class_il", accuracy.class_il), ("task_il", accuracy.task_il)):
+        if matrix is not None and [len(row) for row in matrix] != [tasks] * rows:
+            kind = "a joint run" if result.joint else "a run"
+            width = len(matrix[0]) if matrix else 0
+            yield f"accuracy.{name} is {len(matrix)} x {width} but {kind} over {tasks} tasks gives {rows} x {tasks}"
+    for name, row in (("class_il", accuracy.untrained_class_il), ("task_il", accuracy.untrained_task_il)):
+        if row is not None and len(row) != tasks:
+            yield f"accuracy.untrained_{name} has {len(row)} accuracies but the stream has {tasks} tasks"
 
 
 def _metrics(result: RunResult) -> Iterator[str]:
@@ -247,6 +327,7 @@ def _metrics(result: RunResult) -> Iterator[str]:
             found = scenario_metrics(accuracy)
         except ValueError as error:
             yield str(error)
+        yield from _matrices(result, accuracy)
     for name in chain(found, result.metrics):
         stored, computed = result.metrics.get(name), found.get(name)
         if stored is None or computed is None or not math.isclose(stored, computed, rel_tol=0.0, abs_tol=1e-9):

@@ -7,10 +7,10 @@ is run again, so what was interrupted at any moment is completed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -33,6 +33,9 @@ AGAIN = ("crashed", "timeout")
 
 MANIFEST = "suite.json"
 LOCK = ".lock"
+MADE_OF_RESULTS = {"report.md", "plots", "predictions.json"}
+"""What commands write beside results."""
+
 Reuse = Literal["unchanged", "all", "none"]
 """Which results stand that are there already: those that today's code made in today's surroundings, all, or none."""
 
@@ -103,6 +106,7 @@ def _present(
     kept: dict[str, RunResult] = {}
     changed: list[str] = []
     failed = unwanted = ended_badly = other_code = elsewhere = undated = 0
+    here = environment()
     for spec in specs:
         path = directory / f"{spec.run_id}.json"
         if not path.exists():
@@ -117,7 +121,7 @@ def _present(
             changed.append(spec.method)
         elif reuse == "unchanged" and result.code.get("measuring", measuring_digest()) != measuring_digest():
             other_code += 1
-        elif reuse == "unchanged" and _measured_elsewhere(result):
+        elif reuse == "unchanged" and _measured_elsewhere(result, here):
             elsewhere += 1
         else:
             kept[spec.run_id] = result
@@ -146,16 +150,18 @@ def _method_changed(result: RunResult) -> bool:
     return measured is not None and measured != method_digest(method_class(result.spec.method))
 
 
-def _measured_elsewhere(result: RunResult) -> bool:
-    """Say whether a run's bytes were counted where other bytes are to be expected: of another torch, for example.
+def _measured_elsewhere(result: RunResult, here: Mapping[str, Any]) -> bool:
+    """Say whether a run's bytes were counted where other bytes are to be expected: by another torch, for example.
 
-    Older results lack some of what decides bytes, which is taken for equal. What only a device knows is not asked.
+    here: the environment of this process. Older results lack some of what decides bytes, which is taken for equal. What
+    only a device knows is not asked.
     """
     spec = result.spec
     if spec.measure == "accuracy":
         return False
     first = Job(spec=spec, what=passes(spec)[0])
-    today = environment() | {
+    today = {
+        **here,
         "allocator": allocator_settings(worker_environment(first, COUNTING_THREADS, os.environ)),
         "threads": COUNTING_THREADS,
     }
@@ -197,19 +203,23 @@ def held(directory: Path) -> Iterator[None]:
 @contextmanager
 def _claimed(directory: Path, suite: Suite) -> Iterator[None]:
     """Hold a directory that is this suite's, or becomes it."""
-    _check_free(directory)
+    _check_free(directory, suite)
     with held(directory):
-        _check_free(directory)  # somebody may have come first
+        _check_free(directory, suite)  # somebody may have come first
         _write_manifest(directory / MANIFEST, suite)
         yield
 
 
-def _check_free(directory: Path) -> None:
-    """Raise UsageError for a folder that holds other things than results; hidden files do no harm."""
+def _check_free(directory: Path, suite: Suite) -> None:
+    """Raise UsageError for a folder without a manifest, unless it is empty or holds results of this suite alone.
+
+    Hidden files and what is made of results do no harm.
+    """
     if (directory / MANIFEST).exists() or not directory.is_dir():
         return
-    if any(not path.name.startswith(".") for path in directory.iterdir()):
-        raise UsageError(f"{directory} is not empty and no results directory of clmem; choose another --out")
+    found = {path.name for path in directory.iterdir() if not path.name.startswith(".")} - MADE_OF_RESULTS
+    if found - {f"{spec.run_id}.json" for spec in suite.specs()}:
+        raise UsageError(f"{directory} is not empty and no results directory of this suite; choose another --out")
 
 
 def _write_manifest(manifest: Path, suite: Suite) -> None:
@@ -221,7 +231,10 @@ def _write_manifest(manifest: Path, suite: Suite) -> None:
     try:
         found = Suite.model_validate_json(read_text(manifest, "the manifest"))
     except ValidationError as error:
-        raise UsageError(f"{manifest} is not whole, or of another version; choose another --out") from error
+        raise UsageError(
+            f"{manifest} is not whole, or of another version; delete it, and the same command goes on with the results "
+            "beside it, or choose another --out"
+        ) from error
     changed = [
         key
         for key in Suite.model_fields

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,13 +19,13 @@ from harness.build import Run, build
 from harness.environment import cores, environment
 from harness.errors import ClmemError, UsageError, blame
 from harness.execution.monitor import Unwatched
-from harness.memory import scratch
 from harness.memory.caching import cached
 from harness.memory.ledger import Records, join, undeclared_sentence
 from harness.memory.log import AllocationLog, without
 from harness.memory.observer import Observer
 from harness.memory.predicted import ShapeRecorder
-from harness.memory.scratch import CUDNN
+from harness.memory.scratch import CUDNN, assuming_vectors
+from harness.output import printing_to_stderr
 from harness.registry import method_class, method_config
 from harness.results import RunResult
 from harness.source import method_digest
@@ -54,41 +51,6 @@ class PredictedPeak:
 
     peak_bytes: int | None
     reason: str = ""
-
-
-@contextmanager
-def printing_to_stderr() -> Iterator[None]:
-    """Send to stderr whatever is printed to stdout, past Python too: what a method prints is no result."""
-    _flush_stdout()
-    try:
-        kept = fcntl(1, F_DUPFD_CLOEXEC, 3)  # beyond stderr, which may be closed
-    except OSError:  # closed by whoever started this
-        kept = None
-    try:
-        _send_stdout_to_stderr()
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _flush_stdout()
-        if kept is None:
-            os.close(1)
-        else:
-            os.dup2(kept, 1)
-            os.close(kept)
-
-
-def _flush_stdout() -> None:
-    with suppress(OSError, ValueError):  # the command says so at its end
-        if sys.__stdout__ is not None:
-            sys.__stdout__.flush()
-
-
-def _send_stdout_to_stderr() -> None:
-    try:
-        os.dup2(2, 1)
-    except OSError:  # stderr is closed
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
 
 
 def predict(spec: RunSpec, sources: Sources = NOWHERE, limit_bytes: int | None = None) -> RunResult:
@@ -203,12 +165,18 @@ def _predicted_peak(spec: RunSpec, sources: Sources) -> PredictedPeak:
 
 
 def why_incomparable(run: RunResult) -> str | None:
-    """Say why a prediction that is made here is not one of this run; None if it is. What a run lacks is no reason."""
-    here, there = (str(name).partition("+")[0] for name in (torch.__version__, run.environment.get("torch")))
-    if run.environment.get("torch") is not None and here != there:
-        return (
-            f"measured with torch {clean(there, 40)}, and this is torch {here}; measure again, or predict with theirs"
-        )
+    """Say why a prediction made here is not one of this run: another torch, or other code of its method; else None.
+
+    A result of an older version, which does not say what it was measured with, counts as comparable.
+    """
+    measured_with = run.environment.get("torch")
+    if measured_with is not None:
+        there, here = str(measured_with).partition("+")[0], torch.__version__.partition("+")[0]
+        if here != there:
+            return (
+                f"measured with torch {clean(there, 40)}, and this is torch {here}; measure again, or predict with "
+                "theirs"
+            )
     digest = run.code.get("method")
     with suppress(ClmemError):  # the prediction itself says that there is no such method
         if digest is not None and digest != method_digest(method_class(run.spec.method)):
@@ -252,11 +220,7 @@ def _process() -> ProcessPoolExecutor:
 
 def _predicted_for(run: RunResult, sources: Sources) -> PredictedPeak:
     """Predict a run as on its own processor, whose vectors decide how wide the blocks of a convolution are."""
-    names = vars(scratch)  # where the rules of oneDNN look up the vectors
-    own = names["vectors"]
-    if "vectors" in run.environment:
-        names["vectors"] = lambda: run.environment["vectors"]
-    try:
+    if "vectors" not in run.environment:  # an older result
         return _predicted_peak(run.spec, sources)
-    finally:
-        names["vectors"] = own
+    with assuming_vectors(run.environment["vectors"]):
+        return _predicted_peak(run.spec, sources)

@@ -11,7 +11,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 import methods
 from harness.errors import UsageError, blame, nearest
+from harness.output import printing_to_stderr
 from harness.results import described
 from harness.spec import RunSpec, spec_errors
 from harness.text import clean
@@ -34,7 +35,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
 
 def method_names() -> list[str]:
     """Return the names of every method that is installed, sorted, also of those that cannot be used."""
-    return sorted({*_own(), *_others(tuple(sys.path))})
+    return sorted({*own_methods(), *_others(tuple(sys.path))})
 
 
 def method_class(name: str) -> type[Method]:
@@ -80,8 +81,8 @@ def method_config(spec: RunSpec) -> Method.Config:
 
 
 @cache
-def _own() -> frozenset[str]:
-    """Return the names of the methods that come with clmem."""
+def own_methods() -> frozenset[str]:
+    """Return the names of the methods that come with clmem, without importing one."""
     files = pkgutil.iter_modules(methods.__path__)
     return frozenset(file.name.replace("_", "-") for file in files if not file.ispkg and file.name != "base")
 
@@ -107,7 +108,7 @@ def _entries() -> Iterator[EntryPoint]:
 
 
 def _class(name: str) -> type[Method]:
-    entries, own = _others(tuple(sys.path)).get(name, ()), name in _own()
+    entries, own = _others(tuple(sys.path)).get(name, ()), name in own_methods()
     if not entries and not own:
         raise UsageError(f"there is no method {clean(name, 80)!r}: {nearest(name, method_names())}")
     if len(entries) + own > 1:
@@ -131,7 +132,7 @@ def _class(name: str) -> type[Method]:
 def _importing(name: str, place: str) -> Iterator[None]:
     """Import a method's code: what it prints is no result, and what it raises becomes one sentence."""
     try:
-        with redirect_stdout(sys.stderr):
+        with printing_to_stderr():
             yield
     except (KeyboardInterrupt, UsageError):
         raise

@@ -1,6 +1,7 @@
 """What came out: one JSON per run, written atomically. Torch is never imported here, so reports can read it.
 
-Bytes are integers and end in `_bytes`, seconds end in `_s`. A schema change bumps SCHEMA.
+Bytes are integers and end in `_bytes`, seconds end in `_s`. A key that older results lack has a default;
+any other change of the form bumps SCHEMA.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, expectation
 from harness.files import read_text, write_json
 from harness.footprint import (
     PHASES,
@@ -107,6 +108,10 @@ MOST_KEYS = 10_000
 """Of one object in a file: phases, operations, settings."""
 
 RESULT_FILES = "[!.]*--*.json"
+"""How results are named."""
+
+BEGINNING_BYTES = 512
+"""In so many bytes a result has said its schema and its run."""
 """Files that hold results. Hidden ones do not: other systems leave such beside copies."""
 
 AGAIN = "move it away and run it again"
@@ -226,9 +231,26 @@ def _read(path: Path) -> RunResult:
 
 
 def load_results(directory: Path) -> Iterator[RunResult]:
-    """Yield every result in a results directory, by file name. Raises UsageError for the first that is none."""
-    for path in sorted(directory.glob(RESULT_FILES)):
+    """Yield every result in a results directory, by file name.
+
+    Raises UsageError for the first that is none, and for a result under a name that results do not have.
+    """
+    paths = set(directory.glob(RESULT_FILES))
+    others = (path for path in directory.glob("[!.]*.json") if path not in paths)
+    for path in sorted([*paths, *filter(_begins_like_a_result, others)]):
         yield load_result(path)
+
+
+def _begins_like_a_result(path: Path) -> bool:
+    """Say whether a file is a result by its first keys; what cannot be read is none."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            start = file.read(BEGINNING_BYTES)
+    except OSError:
+        return False
+    return start.lstrip().startswith(b"{") and all(key in start for key in (b'"schema"', b'"run_id"'))
 
 
 def distinct(results: Iterable[RunResult]) -> list[RunResult]:
@@ -269,7 +291,7 @@ def _first(error: ValidationError) -> str:
     if found["type"] == "missing":
         return f"its key {where!r} is missing"
     shown = clean(repr(found["input"]), 60)
-    return f"{where} is {shown} but {clean(found['msg'], 200).removeprefix('Value error, ')}"
+    return f"{where} is {shown} but {clean(expectation(found), 200)}"
 
 
 def _refused(path: Path, fault: str, advice: str) -> UsageError:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.budgets import budget
-from harness.errors import UsageError, nearest
+from harness.errors import UsageError, expectation, nearest
 from harness.files import expand, regular
 from harness.techniques import PLAIN, canonical
 from harness.text import clean, file_name
@@ -193,7 +193,7 @@ def spec_errors(error: ValidationError, known: Iterable[str]) -> str:
     parts = []
     for item in error.errors()[:MOST_ERRORS]:
         where = clean(".".join(str(part) for part in item["loc"]), LONGEST_TEXT) or "value"
-        message = item["msg"].removeprefix("Value error, ")
+        message = expectation(item)
         if item["type"] == "extra_forbidden":
             parts.append(f"there is no key {where!r}: {nearest(where, known)}")
         elif item["type"] == "missing":
@@ -201,7 +201,7 @@ def spec_errors(error: ValidationError, known: Iterable[str]) -> str:
         elif not item["loc"]:  # of the whole, which would be long to repeat
             parts.append(message)
         else:
-            parts.append(f"{where} is {clean(repr(item['input']), 80)} but {message[:1].lower()}{message[1:]}")
+            parts.append(f"{where} is {clean(repr(item['input']), 80)} but {message}")
     if error.error_count() > MOST_ERRORS:
         parts.append(f"and {error.error_count() - MOST_ERRORS} more")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import UsageError, nearest
+from harness.errors import UsageError, expectation, nearest
 from harness.text import clean
 
 PLAIN, LEAN = "plain", "lean"
@@ -134,5 +134,6 @@ def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
         return Techniques.model_validate(values)
     except ValidationError as error:
         item = error.errors()[0]
-        message = f"{item['msg'][0].lower()}{item['msg'][1:]}"
-        raise UsageError(f"technique {item['loc'][0]} is {clean(repr(item['input']), 80)} but {message}") from error
+        raise UsageError(
+            f"technique {item['loc'][0]} is {clean(repr(item['input']), 80)} but {expectation(item)}"
+        ) from error

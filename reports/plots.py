@@ -5,6 +5,7 @@ Every role has one colour in all plots (Okabe and Ito's palette, which colour-bl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,8 @@ POINT_FACE = "#A6D0EC"
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_CHARACTERS = 34
+MOST_NAMED = 38
+"""Phases that a plot of a run's course has room to name."""
 LONGEST_STEM = 200
 """Characters of a file's name before its ending; file systems take 255, and files are written under a longer one."""
 
@@ -253,11 +256,15 @@ def timeline_figure(result: RunResult, title: str) -> Figure:
 
 
 def _mark_phases(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
-    """Draw a line where each phase starts, its name above the plot; names of short phases are moved apart."""
+    """Draw a line where each phase starts, its name above the plot; names of short phases are moved apart.
+
+    Of more phases than have room for a name, every n-th is drawn.
+    """
     from matplotlib.lines import Line2D
 
     if not marks:
         return
+    marks = marks[:: math.ceil(len(marks) / MOST_NAMED)]
     first, last = axes.get_xlim()
     starts = [(time - first) / (last - first) for time, _ in marks]
     for start, position, (time, name) in zip(starts, spread(starts, gap=0.026), marks, strict=True):

@@ -77,10 +77,14 @@ def environment_table(runs: Sequence[RunResult]) -> str:
 
 
 def environment_values(runs: Sequence[RunResult]) -> dict[str, dict[str, int]]:
-    """Return for every key of the environments, dotted where nested, its values and how many runs had each."""
+    """Return for every key of the environments, dotted where nested, its values and how many runs had each.
+
+    The digest of the code that measured is among them, where results have it.
+    """
     values: dict[str, dict[str, int]] = {}
     for run in runs:
-        for key, value in _flat(run.environment).items():
+        code = {key: digest for key, digest in run.code.items() if key == "measuring"}
+        for key, value in _flat({**run.environment, "code": code}).items():
             values.setdefault(key, {}).setdefault(value, 0)
             values[key][value] += 1
     return dict(sorted(values.items()))

@@ -179,7 +179,16 @@ def summary(sections: Sequence[Section]) -> str:
 
 
 def _headline(section: Section) -> str:
-    # the percentages lose their ± here: the report has them, a terminal of 80 columns has no room
+    """Return the headline's table, without the spread over seeds where it has no room, and say so then."""
+    whole = _headline_table(section, spread=True)
+    if max(map(len, whole.split("\n"))) <= COLUMNS and "…" not in whole:
+        return whole
+    means = _headline_table(section, spread=False)
+    seeds = max((len(cell.accuracy) for cell in section.cells), default=0)
+    return f"{means}\n{wrap('means over seeds; the report has their spread')}" if seeds > 1 else means
+
+
+def _headline_table(section: Section, *, spread: bool) -> str:
     columns = {
         "method": [cell.label for cell in section.cells],
         "tensor\nMiB": [mib(cell.tensor_peak_bytes) for cell in section.cells],
@@ -188,7 +197,8 @@ def _headline(section: Section) -> str:
         columns["later\ntasks\nMiB"] = [mib(cell.later_peak_bytes) for cell in section.cells]
     columns["process\nMiB"] = [mib(cell.process_peak_bytes("pinned")) for cell in section.cells]
     for header, metric in (("class-IL\nACC %", "class_il_accuracy"), ("task-IL\nACC %", "task_il_accuracy")):
-        columns[header] = [accuracy_text(cell, metric).split(" ")[0] for cell in section.cells]
+        texts = [accuracy_text(cell, metric) for cell in section.cells]
+        columns[header] = texts if spread else [text.split(" ")[0] for text in texts]
     columns["seeds"] = [count(len(cell.accuracy) or None) for cell in section.cells]
     columns["status"] = [next((run.status for run in cell.failed), "") for cell in section.cells]
     shown = {header: values for header, values in columns.items() if any(values)}

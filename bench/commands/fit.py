@@ -67,7 +67,7 @@ def fit(
         budget=budget,
         batch_size=batch_size,
         buffer_size=buffer_size,
-        replay_size=buffer_size if replay_size is None else replay_size,
+        replay_size=max(0, buffer_size or 0) if replay_size is None else replay_size,
         execution=execution,
         settings=settings,
     )
@@ -83,14 +83,12 @@ def fit(
                 raise
     from harness.fit import fit as find
     from harness.fit import sized
-    from harness.prediction import printing_to_stderr
     from harness.runner import run_specs
     from reports.fits import fit_json, fit_table
 
     console = Console(stderr=True)
     with console.status("predicting") as status:
-        with printing_to_stderr():
-            found = find(spec, vary, sources, lambda point: status.update(f"predicted {vary} {point.size}"))
+        found = find(spec, vary, sources, lambda point: status.update(f"predicted {vary} {point.size}"))
         confirmed: list[RunResult] = []
         if confirm and found.largest is not None:
             status.update(f"measuring {vary} {found.largest.size}")

@@ -82,12 +82,10 @@ def predict(
     sources = make_sources(data_root, weights)
     from harness.checks import check_spec
     from harness.prediction import predict as predicted
-    from harness.prediction import printing_to_stderr
     from reports.terminal import measure_json, measure_table
 
-    with printing_to_stderr():
-        check_spec(spec, sources, here=False)
-        result = predicted(spec, sources)
+    check_spec(spec, sources, here=False)
+    result = predicted(spec, sources)
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
 
 
@@ -99,12 +97,11 @@ def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> No
     shown = clean(str(directory), LONGEST_PATH)
     if not measured:
         raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
-    from harness.prediction import predicted_peaks, printing_to_stderr, why_incomparable
+    from harness.prediction import predicted_peaks, why_incomparable
     from reports.predictions import save_predictions
     from reports.terminal import prediction_json, prediction_table
 
-    with printing_to_stderr():
-        reasons = [why_incomparable(run) for run in measured]
+    reasons = [why_incomparable(run) for run in measured]
     left_out = [(run, reason) for run, reason in zip(measured, reasons, strict=True) if reason is not None]
     if len(left_out) == len(measured):
         raise UsageError(f"no run in {shown} can be compared with a prediction: {left_out[0][1]}")

@@ -17,13 +17,15 @@ KiB are left out, and three small strided ones do without. What it does not have
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from harness.environment import vectors
+from harness.environment import vectors as vectors_here
 
 aten = torch.ops.aten
 Size = int | Literal["results", "first"]
@@ -40,6 +42,8 @@ MANY_IMAGES = 16
 """From as many on an unstrided convolution of 1x1 is oneDNN's; below, it is a product of matrices, without copies."""
 SMALL_IMAGE = 20480
 """A single image of up to as many values is unfolded into columns instead (torch's `use_mkldnn`)."""
+_assumed: ContextVar[tuple[str | None] | None] = ContextVar("assumed", default=None)
+"""The vectors that are assumed instead of this machine's; a processor that is none of x86 has None."""
 FUSED_TILE, TILE = 3, 4
 """Sides of Winograd's tiles of the output in cuDNN's fused kernels, and in those that keep every transform."""
 
@@ -107,9 +111,21 @@ def _convolution_backward(
         yield -found
 
 
+@contextmanager
+def assuming_vectors(vectors: str | None) -> Iterator[None]:
+    """Predict for a processor with these vectors, as `environment.vectors` names them, instead of for this machine."""
+    token = _assumed.set((vectors,))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
 def vector_width() -> int:
-    """Return how many float32 a vector of this machine's processor holds, as oneDNN is allowed to use it."""
-    return 16 if vectors() == "AVX512" else NARROW
+    """Return how many float32 a vector of the processor holds, as oneDNN is allowed to use it."""
+    assumed = _assumed.get()
+    vectors = vectors_here() if assumed is None else assumed[0]
+    return 16 if vectors == "AVX512" else NARROW
 
 
 def _padded(channels: int, block: int) -> int:

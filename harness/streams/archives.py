@@ -56,11 +56,16 @@ def cache_folder() -> Path:
 
 
 def search_folders(data_root: str | Path | None) -> list[Path]:
-    """Return where to look for data, best first: `data_root`, $CLMEM_DATA_ROOT, earlier downloads, the system's."""
+    """Return where to look for data, best first: `data_root`, $CLMEM_DATA_ROOT, earlier downloads, the system's.
+
+    Raises UsageError where one of the first two is given and is no folder.
+    """
     given = [data_root, os.environ.get("CLMEM_DATA_ROOT")]
     folders = [expand(folder) for folder in given if folder]
     for folder in folders:
-        if _exists(folder) and not folder.is_dir():
+        if not _exists(folder):
+            raise UsageError(f"there is no folder {folder} to look for data in; make it, or name another --data-root")
+        if not folder.is_dir():
             raise UsageError(f"{folder} is a file, but the data root must be the folder that holds the data set")
     return [*folders, cache_folder() / "downloads", *SYSTEM_FOLDERS]
 

@@ -47,6 +47,9 @@ def break_the_machine(tally: Tally, folder: Path, seed: int, until: float) -> No
     expected = {
         name: _peak(tally, Command(name, which), folder) for name, which in (("run", RUN), ("measure", MEASURE))
     }
+    for name, peak in expected.items():
+        if peak is None:  # what is held against it below would pass whatever it finds
+            tally.wrong.append(f"{name}: nothing was measured undisturbed")
     commands = list(_commands(folder))
     random.Random(seed).shuffle(commands)
     for command in commands:

@@ -19,6 +19,7 @@ from filelock import FileLock
 from harness import directory as directory_module
 from harness.directory import run_suite
 from harness.errors import UsageError
+from harness.metrics import scenario_metrics
 from harness.registry import method_class
 from harness.results import Accuracy, RunResult, load_results, save_result
 from harness.runner import Present, Watcher, checkpoint_path
@@ -30,8 +31,10 @@ from tests.harness.tiny import TINY, write
 
 def whole(spec: RunSpec) -> dict[str, Any]:
     """Return what a run that is ok has, by what it measures."""
+    consumed = {"fingerprint": "f00d", "data_digest": "da7a"}
     if spec.measure == "accuracy":
-        return {"accuracy": dict.fromkeys(Accuracy.model_fields)}
+        accuracy = Accuracy.model_validate(dict.fromkeys(Accuracy.model_fields) | {"task_il": [[0.5] * 5] * 5})
+        return {**consumed, "accuracy": accuracy, "metrics": scenario_metrics(accuracy)}
     held = {"peak_bytes": 1, "at_peak": {"input": 1}, "role_peaks": {"input": 1}}
     footprint = {
         **held,
@@ -44,7 +47,7 @@ def whole(spec: RunSpec) -> dict[str, Any]:
         "workspace_at_peak": {},
     }
     allocator = {"kind": "cpu", "peak_bytes": 1, "by_phase": [(0, "step", 1)]}
-    return {"footprint": footprint, "allocator": allocator, "observer_delta_bytes": 0}
+    return {**consumed, "footprint": footprint, "allocator": allocator, "observer_delta_bytes": 0}
 
 
 @pytest.fixture
@@ -108,8 +111,33 @@ def test_a_directory_of_another_suite_is_refused_and_left_alone(tmp_path: Path, 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path, fake_runs: list[str]) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UsageError, match="no results directory of clmem"):
+    with pytest.raises(UsageError, match="no results directory of this suite"):
         run_suite(load_suite(write(tmp_path, TINY)), tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["half of one", None])
+def test_a_lost_manifest_costs_no_results(tmp_path: Path, fake_runs: list[str], manifest: str | None) -> None:
+    suite, out = load_suite(write(tmp_path, TINY)), tmp_path / "out"
+    run_suite(suite, out)
+    if manifest is not None:
+        (out / "suite.json").write_text(manifest)
+        with pytest.raises(UsageError, match="not whole, or of another version; delete it, and the same command"):
+            run_suite(suite, out)
+    (out / "suite.json").unlink()
+    (out / "report.md").write_text("a report")
+    fake_runs.clear()
+    run_suite(suite, out)
+    assert fake_runs == []
+    assert (out / "suite.json").exists()
+
+
+def test_results_of_no_suite_are_no_directory_of_one(tmp_path: Path, fake_runs: list[str]) -> None:
+    suite, out = load_suite(write(tmp_path, TINY)), tmp_path / "out"
+    run_suite(suite, out)
+    (out / "suite.json").unlink()
+    other = load_suite(write(tmp_path, TINY.replace("batch_size = 8", "batch_size = 4")))
+    with pytest.raises(UsageError, match="no results directory of this suite"):
+        run_suite(other, out)
 
 
 class Seen(Watcher):

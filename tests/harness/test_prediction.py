@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import accumulate, pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from harness.memory.caching import OutOfReservedError
 from harness.memory.predicted import ShapeRecorder
 from harness.memory.recorder import LogRecorder
 from harness.memory.scratch import CUDNN
+from harness.output import printing_to_stderr
 from harness.prediction import predict, predicted_peak_bytes, predicted_peaks, why_incomparable
 from harness.results import RunResult
 from harness.runner import run_specs
@@ -106,7 +108,7 @@ def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
     cap: str, forward: list[int], of_input: list[int], of_weight: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the real allocator's log has it for the same calls on such processors (torch 2.15), in the order of a peak."""
-    monkeypatch.setattr("harness.memory.scratch.vectors", lambda: cap)
+    monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda: cap)
     x, weight = torch.randn(8, 37, 32, 32, device="meta"), torch.randn(21, 37, 3, 3, device="meta")
     recorder = ShapeRecorder()
     recorder.start()
@@ -315,7 +317,7 @@ def test_what_a_method_prints_goes_to_stderr(
 def test_a_closed_stream_stays_closed_and_takes_nothing(closed: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import os\nfrom harness.prediction import printing_to_stderr\n"
+        "import os\nfrom harness.output import printing_to_stderr\n"
         "with printing_to_stderr():\n    print('a'), os.write(1, b'b')\n"
         f"try:\n    os.fstat({closed})\nexcept OSError:\n    os.write({3 - closed}, b'closed')"
     )
@@ -323,6 +325,34 @@ def test_a_closed_stream_stays_closed_and_takes_nothing(closed: int, tmp_path: P
     command = ["bash", "-c", f'"$@" {closed}>&- {other}>{log}', "bash", sys.executable, "-c", code]
     assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 0
     assert sorted(log.read_text().split()) == {1: ["a", "bclosed"], 2: ["closed"]}[closed]
+
+
+def test_one_thread_at_a_time_diverts_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    def divert() -> None:
+        for _ in range(50):
+            with printing_to_stderr():
+                os.write(1, b"diverted\n")
+
+    threads = [Thread(target=divert) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(1, b"after\n")
+    assert capfd.readouterr() == ("after\n", "diverted\n" * 200)
+
+
+@pytest.mark.parametrize("call", ["bitwise_or_", "bitwise_and_"])
+def test_shapes_that_do_not_fit_are_refused_in_place(call: str) -> None:
+    recorder = ShapeRecorder()
+    recorder.start()
+    try:
+        bits = torch.zeros(4, dtype=torch.uint8, device="meta")
+        assert bits.bitwise_or_(torch.zeros(4, dtype=torch.uint8, device="meta")) is bits
+        with pytest.raises(RuntimeError):
+            getattr(bits, call)(torch.zeros(3, dtype=torch.uint8, device="meta"))
+    finally:
+        recorder.stop()
 
 
 def result(method: str, **environment: str) -> RunResult:
@@ -333,9 +363,9 @@ def test_runs_are_predicted_for_the_vectors_that_they_had(monkeypatch: pytest.Mo
     here = vectors()
     peaks = {}
     for cap in ("AVX2", "AVX512"):
-        monkeypatch.setattr("harness.memory.scratch.vectors", lambda cap=cap: cap)
+        monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda cap=cap: cap)
         peaks[cap] = predicted_peak_bytes(result("sgd").spec)
-    monkeypatch.setattr("harness.memory.scratch.vectors", lambda: here)
+    monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda: here)
     runs = [result("sgd", vectors="AVX2"), result("sgd", vectors="AVX512"), result("sgd")]
     found = [peak.peak_bytes for peak in predicted_peaks(runs)]
     assert peaks["AVX2"] != peaks["AVX512"]

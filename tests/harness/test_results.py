@@ -125,6 +125,15 @@ def _set(*keys: Any, to: Any) -> Change:
         (_set("environment", "huge", to=2**70), "it holds a number of more than 64 bits"),
         (_set("environment", "many", to=[0] * 2000), "it holds more than 1,000 values"),
         (_set("wall_s", to="1.0"), "wall_s is '1.0' but"),
+        (_set("footprint", "role_peaks", "parameters", to=10**15), "role_peaks says 1,000,000,000,000,000 for param"),
+        (_set("footprint", "role_peaks", "replay", to=1), "role_peaks says 1 for replay but footprint.by_phase has 0"),
+        (_set("allocator", "by_phase", 0, 2, to=1), "allocator.by_phase has 1 for task 0 before_task but"),
+        (_set("allocator", "by_phase", 0, 0, to=7), "for task 7 before_task but footprint.by_phase lacks it"),
+        (_set("process", "curve", to=[[0.0, 10**15]]), "process.curve rises to 1,000,000,000,000,000 but"),
+        (_set("footprint", "timeline", "time_s", -1, to=-1.0), "footprint.timeline.time_s falls from"),
+        (_set("footprint", "timeline", "marks", -1, 0, to=-1.0), "footprint.timeline.marks falls from"),
+        (_set("fingerprint", to=None), "its status is 'ok' but it has no fingerprint"),
+        (_set("data_digest", to=None), "its status is 'ok' but it has no data_digest"),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_name(
@@ -146,6 +155,68 @@ def test_what_contradicts_itself_is_refused_by_name(
 )
 def test_metrics_follow_from_the_accuracies(learnt: dict[str, Any], tmp_path: Path, change: Change, said: str) -> None:
     assert said in refused(write(tmp_path, learnt, change))
+
+
+def _learnt(matrix: Any, metrics: dict[str, float]) -> Change:
+    """Replace the accuracies by a matrix in both scenarios, and the metrics by those that follow from it."""
+
+    def change(value: Any) -> None:
+        value["accuracy"] = dict.fromkeys(value["accuracy"]) | {"class_il": matrix, "task_il": matrix}
+        value["metrics"] = {f"{il}_{name}": value for il in ("class_il", "task_il") for name, value in metrics.items()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_learnt([[1.0]], {"accuracy": 1.0}), "accuracy.class_il is 1 x 1 but a run over 5 tasks gives 5 x 5"),
+        (_learnt([[1.0] * 5], {"accuracy": 1.0}), "accuracy.class_il is 1 x 5 but a run over 5 tasks gives 5 x 5"),
+        (_set("joint", to=True), "accuracy.class_il is 5 x 5 but a joint run over 5 tasks gives 1 x 5"),
+        (_learnt(None, {}), "it has neither accuracy.class_il nor accuracy.task_il"),
+    ],
+)
+def test_matrices_fit_the_stream(learnt: dict[str, Any], tmp_path: Path, change: Change, said: str) -> None:
+    assert said in refused(write(tmp_path, learnt, change))
+
+
+def test_untrained_accuracies_fit_the_stream(learnt: dict[str, Any], tmp_path: Path) -> None:
+    def change(value: Any) -> None:
+        _learnt([[0.5] * 5], {"accuracy": 0.5})(value)
+        value["joint"], value["accuracy"]["untrained_task_il"] = True, [0.5]
+
+    assert "accuracy.untrained_task_il has 1 accuracies but" in refused(write(tmp_path, learnt, change))
+
+
+def test_a_phase_that_a_check_names_may_peak_elsewhere(whole: dict[str, Any], tmp_path: Path) -> None:
+    def change(value: Any) -> None:
+        value["allocator"]["by_phase"][0][2] = 1
+        value["checks"] = ["before_task of task 0 peaks at 9 B when observed and at 1 B when not"]
+
+    assert load_result(write(tmp_path, whole, change)).checks
+
+
+def _overriding(whole: dict[str, Any], **config: Any) -> dict[str, Any]:
+    """Return the run as one whose spec overrides settings; what it says that it used stays."""
+    spec = RunSpec.model_validate({**whole["spec"], "config": config})
+    return {**whole, "run_id": spec.run_id, "spec": spec.model_dump(mode="json")}
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 0.5), ("head", "task_il"), ("luck", 1)])
+def test_settings_are_those_of_the_spec(whole: dict[str, Any], tmp_path: Path, key: str, value: Any) -> None:
+    text = refused(write(tmp_path, _overriding(whole, **{key: value})))
+    assert f"method_config.{key} is {whole['method_config'].get(key)!r} but the spec sets {value!r}" in text
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1.0"])
+def test_settings_may_be_stored_as_their_type(whole: dict[str, Any], tmp_path: Path, value: Any) -> None:
+    used = {**whole["method_config"], "lr": 1.0}
+    assert load_result(write(tmp_path, {**_overriding(whole, lr=value), "method_config": used}))
+
+
+def test_settings_of_other_packages_are_not_judged(whole: dict[str, Any], tmp_path: Path) -> None:
+    other = {**whole, "spec": {**whole["spec"], "method": "my-own"}}
+    assert load_result(write(tmp_path, _overriding(other, lr="small")))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +288,18 @@ def test_a_copy_is_named_and_counts_as_no_second_seed(whole: dict[str, Any], tmp
 def test_a_result_under_another_run_s_name_is_refused(whole: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path, whole).rename(tmp_path / "sgd--other--memory--01234567.json")
     assert f"holds the run {whole['run_id']}" in refused(path)
+
+
+def test_a_renamed_result_is_refused_by_name(whole: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(whole))
+    with pytest.raises(UsageError, match=f"other.json holds the run {whole['run_id']}; name the file after its run"):
+        list(load_results(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"title": "a suite"}', '[{"schema": 1, "run_id": "x"}]'])
+def test_other_json_beside_results_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "other.json").write_text(content)
+    assert list(load_results(tmp_path)) == []
 
 
 def test_hidden_files_are_no_results(whole: dict[str, Any], tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_directory_whose_name_is_not_utf8_is_reported_on(
 ) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9"))
     folder.mkdir()
-    save_result(folder, accuracy_run("sgd", 0, [[0.5]], [[0.5]]))
+    save_result(folder, accuracy_run("sgd", 0, [[0.5] * 5] * 5, [[0.5] * 5] * 5))
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "bench.cli", "report", os.fsencode(folder)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root, **locale}, capture_output=True, check=False)

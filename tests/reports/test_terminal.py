@@ -9,6 +9,7 @@ import pytest
 
 from harness.results import ROLES, RunResult, Unified
 from reports.cells import sections
+from reports.provenance import environment_values
 from reports.terminal import measure_json, measure_table, summary
 
 MakeRun = Callable[..., RunResult]
@@ -98,3 +99,23 @@ def test_json_has_the_designed_shape_and_is_json(memory_run: MakeRun) -> None:
 def test_json_of_a_failed_run_holds_nulls_not_zeros(memory_run: MakeRun) -> None:
     value = measure_json(memory_run("sgd", {}, status="oom", reason="killed"))
     assert value["peak_bytes"] is value["at_peak"] is value["allocator"] is value["process"] is None
+
+
+def test_means_stand_without_spread_only_where_it_has_no_room(accuracy_run: MakeRun) -> None:
+    def of(name: str) -> str:
+        runs = [accuracy_run(name, seed, [[0.1 * seed]], [[0.5]]) for seed in (1, 2, 3)]
+        return summary(sections(runs))
+
+    assert "20.0 ± 10.0" in of("er")
+    assert "the report has their spread" not in of("er")
+    long = of("a-method-whose-name-takes-more-than-half-of-the-terminal")
+    assert "±" not in long
+    assert "means over seeds; the report has their spread" in long
+
+
+def test_the_code_that_measured_is_part_of_the_environment(memory_run: MakeRun) -> None:
+    runs = [memory_run(name, {"parameters": 1.0}) for name in ("er", "sgd")]
+    for run, digest in zip(runs, ("0123", "4567"), strict=True):
+        run.code = {"measuring": digest, "method": "89ab"}
+    assert environment_values(runs)["code.measuring"] == {"0123": 1, "4567": 1}
+    assert "code.method" not in environment_values(runs)

@@ -266,3 +266,10 @@ def test_every_archive_is_told_by_sha256_and_fetched_with_tls() -> None:
         assert archive.url.endswith(f"/{archive.file}")
         assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
         assert archive.size_bytes > 0
+
+
+def test_a_data_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    mistyped = tmp_path / "dta"
+    with pytest.raises(UsageError, match=r"there is no folder \S+dta to look for data in; make it, or name another"):
+        prepare("split-cifar10", mistyped)
+    assert not mistyped.exists()

@@ -48,6 +48,7 @@ def refusal(data_root: str | Path | None) -> str:
 
 @pytest.mark.usefixtures("tiny_fashion", "served")
 def test_downloaded_files_are_kept_where_they_are_looked_for(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
     prepare(NAME, tmp_path / "downloads")
     names = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "downloads", data_root)]
     assert names[0] == names[1]
@@ -69,6 +70,7 @@ def test_what_is_not_the_official_file_is_not_kept(
     file = data_root / FILE
     file.write_bytes(change(file.read_bytes()))  # type: ignore[operator]
     target = tmp_path / "downloads"
+    target.mkdir()
     with pytest.raises(
         UsageError, match=rf"{FILE} was not found and could not be downloaded .*\({reason}.*--data-root"
     ):
@@ -89,6 +91,7 @@ def test_a_server_that_sends_nothing_is_given_up(
 @pytest.mark.usefixtures("tiny_fashion")
 def test_missing_data_says_where_to_put_it(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
+    empty.mkdir()
     message = refusal(empty)
     assert message.startswith("train-images-idx3-ubyte.gz was not found and could not be downloaded")
     assert f"into {empty}" in message
