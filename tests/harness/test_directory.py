@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -358,10 +359,14 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
-def start(suite: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(suite: Path, out: Path, plugin: Path) -> subprocess.Popen[bytes]:
     # a background job of a shell ignores Ctrl-C, and so would everything it starts, these tests included
     command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.cli", "run", str(suite), "--out", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    variables = {**os.environ, "PYTHONPATH": f"{plugin}{os.pathsep}{Path(__file__).parents[2]}"}
+    return subprocess.Popen(
+        [*command, "--jobs", "1"],
+        env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
 
 
 def wait_for_results(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
@@ -372,14 +377,38 @@ def wait_for_results(process: subprocess.Popen[bytes], out: Path, count: int) ->
         time.sleep(0.05)
 
 
+PATIENT = """
+import os, time
+from pathlib import Path
+from methods.er import ER
+
+HERE = Path(__file__).parent
+
+class Patient(ER):
+    name = "patient"
+
+    def before_task(self, task):
+        gate = HERE / "one-may-pass"
+        if "CLMEM_CHANNEL" in os.environ and task.index == 0 and (HERE / "closed").exists():
+            gate.unlink() if gate.exists() else time.sleep(600)
+        super().before_task(task)
+"""
+
+
 @pytest.mark.slow
-def test_the_same_command_completes_what_kill_9_and_ctrl_c_interrupted(tmp_path: Path) -> None:
-    text = TINY.replace('["sgd", "er"]', '["er"]').replace("batch_size = 8", "batch_size = 100")
-    text = text.replace("[0, 1]", "[0, 1, 2]") + 'measure = ["accuracy"]\n'
+def test_the_same_command_completes_what_kill_9_and_ctrl_c_interrupted(
+    tmp_path: Path, install: Callable[..., None]
+) -> None:
+    """One run of a suite comes to its end before each blow, and the next waits for it."""
+    install({"patient_method.py": PATIENT}, {"patient": "patient_method:Patient"})
+    text = TINY.replace('["sgd", "er"]', '["patient"]').replace("[0, 1]", "[0, 1, 2]") + 'measure = ["accuracy"]\n'
     suite, out = write(tmp_path, text), tmp_path / "out"
     kept: dict[Path, int] = {}
+    plugin = tmp_path / "plugin"
+    (plugin / "closed").touch()
     for blow in (signal.SIGKILL, signal.SIGINT):
-        process = start(suite, out)
+        (plugin / "one-may-pass").touch()
+        process = start(suite, out, plugin)
         wait_for_results(process, out, len(kept) + 1)
         os.kill(process.pid, blow)
         _, errors = process.communicate(timeout=30)
@@ -395,7 +424,8 @@ def test_the_same_command_completes_what_kill_9_and_ctrl_c_interrupted(tmp_path:
         for path in now:
             json.loads(path.read_text())  # whole, whatever happened
         kept = now
-    process = start(suite, out)
+    (plugin / "closed").unlink()
+    process = start(suite, out, plugin)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
