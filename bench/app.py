@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.claims import claims
-from bench.commands.fit import fit
-from bench.commands.listing import list_
-from bench.commands.measure import measure
-from bench.commands.predict import predict
-from bench.commands.pretrain import pretrain
-from bench.commands.probe import probe
-from bench.commands.report import report
-from bench.commands.run import run
+from clmem.bench.commands.claims import claims
+from clmem.bench.commands.fit import fit
+from clmem.bench.commands.listing import list_
+from clmem.bench.commands.measure import measure
+from clmem.bench.commands.predict import predict
+from clmem.bench.commands.pretrain import pretrain
+from clmem.bench.commands.probe import probe
+from clmem.bench.commands.report import report
+from clmem.bench.commands.run import run
 
 app = typer.Typer(
     no_args_is_help=True,

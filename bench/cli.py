@@ -90,7 +90,7 @@ def main() -> None:
 
 def _is_limited() -> bool:
     try:
-        from harness.out_of_memory import is_limited
+        from clmem.harness.out_of_memory import is_limited
     except BaseException:  # so little memory that not even this is read
         return True
     return is_limited()
@@ -102,8 +102,8 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        from bench.app import call
-        from harness.errors import ClmemError, blame
+        from clmem.bench.app import call
+        from clmem.harness.errors import ClmemError, blame
 
         try:
             code = call(arguments)
@@ -115,7 +115,7 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         code, message = _explained(error)
         if debug and code in (1, 2):
             raise
-        from harness.text import clean
+        from clmem.harness.text import clean
 
         return code, clean(message, LONGEST)
     return code, INTERRUPTED if code == 130 else ""  # typer may turn Ctrl-C into this code itself
@@ -123,8 +123,8 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
 
 def _explained(error: Exception) -> tuple[int, str]:
     """Return the exit code of an exception, and one sentence about it."""
-    from harness.errors import ClmemError, UsageError, blame
-    from harness.out_of_memory import is_limited, means_out_of_memory
+    from clmem.harness.errors import ClmemError, UsageError, blame
+    from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 
     if isinstance(error, ClmemError):
         return 2 if isinstance(error, UsageError) else 1, str(error)
@@ -141,7 +141,7 @@ def _explained(error: Exception) -> tuple[int, str]:
         return 2, (said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}") + advice
     if isinstance(error, RecursionError):
         return 1, f"something is nested too deeply to be worked on ({blame(error)})"
-    from bench.app import ABORT, usage_sentence
+    from clmem.bench.app import ABORT, usage_sentence
 
     if isinstance(error, ABORT):
         return 130, INTERRUPTED

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from harness.environment import environment
-from harness.results import RunResult
-from harness.runner import run_specs
-from harness.spec import RunSpec
-from reports.cells import sections
-from reports.terminal import summary
-from reports.units import MIB
+from clmem.harness.environment import environment
+from clmem.harness.results import RunResult
+from clmem.harness.runner import run_specs
+from clmem.harness.spec import RunSpec
+from clmem.reports.cells import sections
+from clmem.reports.terminal import summary
+from clmem.reports.units import MIB
 
 RESULTS = pytest.StashKey[list[RunResult]]()
 

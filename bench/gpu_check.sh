@@ -34,16 +34,16 @@ step() { # SECONDS COMMAND...
 
 step 20 nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used --format=csv
 step 60 "$python" -c "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())"
-step 240 "$python" -m bench.cli run table1-memory --target cuda --jobs 6 --out "$work/table1-memory"
-step 60 "$python" -m bench.cli predict --against "$work/table1-memory" --keep
-step 30 "$python" -m bench.cli report "$work/table1-memory"
+step 240 "$python" -m clmem.bench.cli run table1-memory --target cuda --jobs 6 --out "$work/table1-memory"
+step 60 "$python" -m clmem.bench.cli predict --against "$work/table1-memory" --keep
+step 30 "$python" -m clmem.bench.cli report "$work/table1-memory"
 for lean in "lightcl-sparse --set trunk=frozen --execution lean" "derpp --execution lean" \
     "er --execution offload,replay_place=host"; do
-    step 40 "$python" -m bench.cli measure $lean --target cuda --out "$work/lean"
+    step 40 "$python" -m clmem.bench.cli measure $lean --target cuda --out "$work/lean"
 done
-step 40 "$python" -m bench.cli measure derpp --target cuda --width 4 --snapshot "$work/derpp.pickle"
+step 40 "$python" -m clmem.bench.cli measure derpp --target cuda --width 4 --snapshot "$work/derpp.pickle"
 # predictions have cuDNN's workspaces as another card took them, so what they say fits may not: shown, not judged
-timeout 60 "$python" -m bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== not confirmed ($?)"
+timeout 60 "$python" -m clmem.bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== not confirmed ($?)"
 pack # whoever kills this at ten minutes leaves what is measured
 left=$((580 - SECONDS))
 step $((left > 60 ? left : 60)) "$python" -m pytest -q -rP -m gpu -p no:cacheprovider tests

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from harness.errors import UsageError
-from harness.files import expand
-from harness.results import RunResult
-from harness.spec import RunSpec, Scalar, Sources, spec_errors, weights_label
-from harness.text import clean
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand
+from clmem.harness.results import RunResult
+from clmem.harness.spec import RunSpec, Scalar, Sources, spec_errors, weights_label
+from clmem.harness.text import clean
 
 SUITES = Path(__file__).parent / "suites"
 

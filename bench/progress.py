@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from harness.job import Pass
-from harness.results import RunResult
-from harness.runner import Present, Watcher
-from harness.spec import RunSpec
-from harness.techniques import PLAIN
-from harness.text import clean, some
-from reports.units import mib, plural
+from clmem.harness.job import Pass
+from clmem.harness.results import RunResult
+from clmem.harness.runner import Present, Watcher
+from clmem.harness.spec import RunSpec
+from clmem.harness.techniques import PLAIN
+from clmem.harness.text import clean, some
+from clmem.reports.units import mib, plural
 
 
 class Bars(Watcher):

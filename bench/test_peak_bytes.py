@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.results import RunResult
-from harness.spec import RunSpec
-from harness.suite import load_suite
-from harness.techniques import LEAN, PLAIN
+from clmem.harness.results import RunResult
+from clmem.harness.spec import RunSpec
+from clmem.harness.suite import load_suite
+from clmem.harness.techniques import LEAN, PLAIN
 
 SUITES = Path(__file__).parent / "suites"
 LEAN_SPECS = [

@@ -1,7 +1,7 @@
 """The search behind the `tuned` values: the same number of candidates for every method, scored on held-out samples.
 
-`python -m bench.tune` runs `bench/tuning.toml` (what is there already is not run again) and writes a table of every
-candidate. It changes no default: what won is copied into the method's `tuned`, where its source can be named.
+`python -m clmem.bench.tune` runs `bench/tuning.toml` (what is there already is not run again) and writes a table of
+every candidate. It changes no default: what won is copied into the method's `tuned`, where its source can be named.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from tabulate import tabulate
 
-from bench.progress import Bars
-from harness.directory import fill, held
-from harness.errors import UsageError
-from harness.files import read_toml, write_text
-from harness.results import RunResult
-from harness.spec import Conditions, RunSpec, Scalar, spec_errors
+from clmem.bench.progress import Bars
+from clmem.harness.directory import fill, held
+from clmem.harness.errors import UsageError
+from clmem.harness.files import read_toml, write_text
+from clmem.harness.results import RunResult
+from clmem.harness.spec import Conditions, RunSpec, Scalar, spec_errors
 
 SEARCH = Path(__file__).with_name("tuning.toml")
 KEEP_OLD = "--keep-old"

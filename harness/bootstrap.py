@@ -20,7 +20,7 @@ def main() -> None:
     """Keep the job and the channel from what this process starts, then import torch and do the job."""
     os.set_inheritable(int(os.environ["CLMEM_JOB"]), False)
     os.set_inheritable(int(os.environ["CLMEM_CHANNEL"]), False)
-    from harness.worker import main
+    from clmem.harness.worker import main
 
     main()
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from harness.errors import UsageError, nearest
-from harness.files import read_toml
-from harness.targets import allocator_of
-from harness.text import clean
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.files import read_toml
+from clmem.harness.targets import allocator_of
+from clmem.harness.text import clean
 
 MIB = 2**20
 LARGEST_BYTES = 2**62

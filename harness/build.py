@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import UsageError
-from harness.execution.monitor import Monitor
-from harness.execution.step import Execution
-from harness.networks import build_network
-from harness.registry import method_class, method_config
-from harness.spec import NOWHERE, RunSpec, Sources, weights_label
-from harness.streams import open_stream
-from harness.streams.stream import TaskStream
-from harness.targets import allocator_of, device_of
-from harness.techniques import techniques
-from methods.base import Method, Network, Setting
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Monitor
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import build_network
+from clmem.harness.registry import method_class, method_config
+from clmem.harness.spec import NOWHERE, RunSpec, Sources, weights_label
+from clmem.harness.streams import open_stream
+from clmem.harness.streams.stream import TaskStream
+from clmem.harness.targets import allocator_of, device_of
+from clmem.harness.techniques import techniques
+from clmem.methods.base import Method, Network, Setting
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _network_seed(seed: int, number: int) -> int:
 
 
 def _load_weights(network: Network, label: str, sources: Sources) -> str:
-    from harness.weights import load_weights
+    from clmem.harness.weights import load_weights
 
     if sources.weights is None:
         raise UsageError(f"the run starts from the weights {label!r}, so their file is needed (--weights FILE)")

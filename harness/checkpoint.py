@@ -20,13 +20,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from harness.build import Run
-from harness.errors import ClmemError
-from harness.files import replacing
-from harness.inherited import seconds_between_savings
-from harness.memory.process import high_water_bytes
-from harness.source import measuring_digest, method_digest
-from methods.base import Trunk
+from clmem.harness.build import Run
+from clmem.harness.errors import ClmemError
+from clmem.harness.files import replacing
+from clmem.harness.inherited import seconds_between_savings
+from clmem.harness.memory.process import high_water_bytes
+from clmem.harness.source import measuring_digest, method_digest
+from clmem.methods.base import Trunk
 
 SCHEMA = 2
 

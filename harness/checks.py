@@ -10,22 +10,22 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor, nn
 
-from harness.build import Run, build
-from harness.devices import check_device
-from harness.errors import ClmemError, UsageError, blame
-from harness.execution.batch_norm import batch_norms
-from harness.execution.monitor import Unwatched
-from harness.memory.predicted import ShapeRecorder
-from harness.networks import build_network
-from harness.out_of_memory import is_limited, means_out_of_memory
-from harness.output import printing_to_stderr
-from harness.registry import method_class
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.streams import prepare
-from harness.targets import allocator_of, device_of
-from harness.techniques import PLAIN, techniques
-from harness.text import clean
-from harness.training import Progress, short_schedule, train
+from clmem.harness.build import Run, build
+from clmem.harness.devices import check_device
+from clmem.harness.errors import ClmemError, UsageError, blame
+from clmem.harness.execution.batch_norm import batch_norms
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.memory.predicted import ShapeRecorder
+from clmem.harness.networks import build_network
+from clmem.harness.out_of_memory import is_limited, means_out_of_memory
+from clmem.harness.output import printing_to_stderr
+from clmem.harness.registry import method_class
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.streams import prepare
+from clmem.harness.targets import allocator_of, device_of
+from clmem.harness.techniques import PLAIN, techniques
+from clmem.harness.text import clean
+from clmem.harness.training import Progress, short_schedule, train
 
 NARROW = 2
 """Channels of the network with which steps are taken: enough to say what is normalised together."""

@@ -9,15 +9,15 @@ from itertools import chain, pairwise
 
 from pydantic import ValidationError
 
-from harness.errors import UsageError, expectation
-from harness.metrics import scenario_metrics
-from harness.registry import own_methods
-from harness.results import PHASES, ROLES, Accuracy, Allocator, Footprint, PhaseFootprint, Process, RunResult
-from harness.spec import Measured, RunSpec
-from harness.streams.catalog import lookup
-from harness.targets import allocator_of
-from harness.techniques import LEAN, Techniques, techniques
-from harness.text import clean
+from clmem.harness.errors import UsageError, expectation
+from clmem.harness.metrics import scenario_metrics
+from clmem.harness.registry import own_methods
+from clmem.harness.results import PHASES, ROLES, Accuracy, Allocator, Footprint, PhaseFootprint, Process, RunResult
+from clmem.harness.spec import Measured, RunSpec
+from clmem.harness.streams.catalog import lookup
+from clmem.harness.targets import allocator_of
+from clmem.harness.techniques import LEAN, Techniques, techniques
+from clmem.harness.text import clean
 
 PROMISED: Mapping[Measured, tuple[str, ...]] = {
     "memory": ("footprint", "allocator", "observer_delta_bytes"),

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from harness.budgets import budget
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.memory import jetson, nvml
-from harness.memory.process import data_bytes, resident_bytes
-from harness.spec import RunSpec
-from harness.targets import allocator_of, device_of
+from clmem.harness.budgets import budget
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.memory import jetson, nvml
+from clmem.harness.memory.process import data_bytes, resident_bytes
+from clmem.harness.spec import RunSpec
+from clmem.harness.targets import allocator_of, device_of
 
 
 def check_device(target: str) -> None:

@@ -15,18 +15,18 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from harness.environment import DECIDES_BYTES_ON_CUDA, allocator_settings, decides_bytes, environment
-from harness.errors import UsageError
-from harness.files import read_text, remove_unfinished, write_json
-from harness.inherited import COUNTING_THREADS, seconds_between_savings, worker_environment
-from harness.job import Job
-from harness.measurement import passes
-from harness.results import RunResult, load_result, save_result
-from harness.runner import Present, Watcher, checkpoint_path, run_specs
-from harness.source import measuring_digest, method_digest
-from harness.spec import NOWHERE, RunSpec, Sources, weights_label
-from harness.suite import Suite
-from harness.techniques import Techniques, techniques
+from clmem.harness.environment import DECIDES_BYTES_ON_CUDA, allocator_settings, decides_bytes, environment
+from clmem.harness.errors import UsageError
+from clmem.harness.files import read_text, remove_unfinished, write_json
+from clmem.harness.inherited import COUNTING_THREADS, seconds_between_savings, worker_environment
+from clmem.harness.job import Job
+from clmem.harness.measurement import passes
+from clmem.harness.results import RunResult, load_result, save_result
+from clmem.harness.runner import Present, Watcher, checkpoint_path, run_specs
+from clmem.harness.source import measuring_digest, method_digest
+from clmem.harness.spec import NOWHERE, RunSpec, Sources, weights_label
+from clmem.harness.suite import Suite
+from clmem.harness.techniques import Techniques, techniques
 
 AGAIN = ("crashed", "timeout")
 """Endings of runs that are tried again if that is asked for."""
@@ -144,7 +144,7 @@ def _present(
 
 def _method_changed(result: RunResult) -> bool:
     """Say whether a method's source differs from the one that was measured; older results do not tell."""
-    from harness.registry import method_class
+    from clmem.harness.registry import method_class
 
     measured = result.code.get("method")
     return measured is not None and measured != method_digest(method_class(result.spec.method))
@@ -175,7 +175,7 @@ def has_its_settings(result: RunResult, spec: RunSpec) -> bool:
 
     Values tuned since then differ, and so does a lean preset that was changed.
     """
-    from harness.registry import method_class, method_config
+    from clmem.harness.registry import method_class, method_config
 
     today = method_config(spec).model_dump(mode="json")
     if any(today[key] != value for key, value in result.method_config.items() if key in today):

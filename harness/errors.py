@@ -42,7 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" for a misspelt name, or the list of what is known."""
     import difflib
 
-    from harness.text import some
+    from clmem.harness.text import some
 
     names = sorted(known)
     close = difflib.get_close_matches(name[:LONGEST_NAME], names[:MOST_COMPARED], n=3, cutoff=0.5)
@@ -88,7 +88,7 @@ def blame(error: BaseException) -> str:
     """Return an exception of somebody else's code as a clause: its type, its message, and the line of that code."""
     import traceback
 
-    from harness.text import clean
+    from clmem.harness.text import clean
 
     own, standard = Path(__file__).parent, Path(os.__file__).parent
     try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.errors import UsageError
+from clmem.harness.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.budgets import Budget, budget
-from harness.checks import OneValueError, check_spec
-from harness.errors import ClmemError, UsageError
-from harness.job import Job
-from harness.memory.caching import OutOfReservedError, cached
-from harness.memory.log import AllocationLog, between
-from harness.memory.scratch import CUDNN
-from harness.prediction import Recorded, predict, record, result_of
-from harness.processes import Workers
-from harness.registry import method_class
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.streams import open_stream
-from harness.targets import allocator_of
-from harness.techniques import PLAIN, techniques
+from clmem.harness.budgets import Budget, budget
+from clmem.harness.checks import OneValueError, check_spec
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.job import Job
+from clmem.harness.memory.caching import OutOfReservedError, cached
+from clmem.harness.memory.log import AllocationLog, between
+from clmem.harness.memory.scratch import CUDNN
+from clmem.harness.prediction import Recorded, predict, record, result_of
+from clmem.harness.processes import Workers
+from clmem.harness.registry import method_class
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.streams import open_stream
+from clmem.harness.targets import allocator_of
+from clmem.harness.techniques import PLAIN, techniques
 
 Axis = Literal["batch", "side"]
 

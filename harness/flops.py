@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.build import Run, build
-from harness.execution.monitor import Unwatched
-from harness.spec import RunSpec, Sources
+from clmem.harness.build import Run, build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.spec import RunSpec, Sources
 
 READ_A_VALUE = (NotImplementedError, RuntimeError, TypeError)
 """How torch refuses to read a value of a tensor that has none."""

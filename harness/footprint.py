@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.text import Said
+from clmem.harness.text import Said
 
 ROLES = (
     "parameters",

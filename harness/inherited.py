@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.errors import UsageError
-from harness.job import Job, Pass
-from harness.memory.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
-from harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
-from harness.targets import allocator_of
+import clmem
+from clmem.harness.errors import UsageError
+from clmem.harness.job import Job, Pass
+from clmem.harness.memory.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
+from clmem.harness.memory.process import KEEPING_MALLOC, PINNED_MALLOC
+from clmem.harness.targets import allocator_of
 
 MALLOC: dict[Pass, dict[str, str]] = {
     "process": PINNED_MALLOC,
@@ -54,7 +55,7 @@ def worker_environment(job: Job, threads: int, inherited: Mapping[str, str]) -> 
     return {
         **{name: value for name, value in inherited.items() if not name.startswith(dropped)},
         "CLMEM_PARENT": str(os.getpid()),
-        "CLMEM_ROOT": str(Path(__file__).resolve().parent.parent),
+        "CLMEM_ROOT": str(Path(clmem.__file__).absolute().parents[1]),
         "OMP_NUM_THREADS": str(threads if job.what == "accuracy" else COUNTING_THREADS),
         "KINETO_LOG_LEVEL": "5",
         **MALLOC.get(job.what, {}),

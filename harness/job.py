@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.results import Accuracy, Footprint, Status, Unified
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.text import Said
+from clmem.harness.results import Accuracy, Footprint, Status, Unified
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.text import Said
 
 Pass = Literal["truth", "attribution", "process", "accuracy"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.job import Outcome, Pass
-from harness.metrics import scenario_metrics
-from harness.results import Allocator, Process, RunResult
-from harness.spec import Measured, RunSpec
-from harness.targets import allocator_of
+from clmem.harness.job import Outcome, Pass
+from clmem.harness.metrics import scenario_metrics
+from clmem.harness.results import Allocator, Process, RunResult
+from clmem.harness.spec import Measured, RunSpec
+from clmem.harness.targets import allocator_of
 
 PASSES: dict[Measured, tuple[Pass, ...]] = {
     "memory": ("truth", "attribution", "process"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.results import Accuracy
+from clmem.harness.results import Accuracy
 
 Row = Sequence[float | None]
 Matrix = Sequence[Row]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UsageError, nearest
-from methods.base import Network
+from clmem.harness.errors import UsageError, nearest
+from clmem.methods.base import Network
 
 
 class BasicBlock(nn.Module):

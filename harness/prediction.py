@@ -15,25 +15,25 @@ from queue import SimpleQueue
 
 import torch
 
-from harness.build import Run, build
-from harness.environment import cores, environment
-from harness.errors import ClmemError, UsageError, blame
-from harness.execution.monitor import Unwatched
-from harness.memory.caching import cached
-from harness.memory.ledger import Records, join, undeclared_sentence
-from harness.memory.log import AllocationLog, without
-from harness.memory.observer import Observer
-from harness.memory.predicted import ShapeRecorder
-from harness.memory.scratch import CUDNN, assuming_vectors
-from harness.output import printing_to_stderr
-from harness.registry import method_class, method_config
-from harness.results import RunResult
-from harness.source import method_digest
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.targets import PREDICTED, allocator_of
-from harness.techniques import PLAIN, techniques
-from harness.text import clean
-from harness.training import Progress, short_schedule, train
+from clmem.harness.build import Run, build
+from clmem.harness.environment import cores, environment
+from clmem.harness.errors import ClmemError, UsageError, blame
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.memory.caching import cached
+from clmem.harness.memory.ledger import Records, join, undeclared_sentence
+from clmem.harness.memory.log import AllocationLog, without
+from clmem.harness.memory.observer import Observer
+from clmem.harness.memory.predicted import ShapeRecorder
+from clmem.harness.memory.scratch import CUDNN, assuming_vectors
+from clmem.harness.output import printing_to_stderr
+from clmem.harness.registry import method_class, method_config
+from clmem.harness.results import RunResult
+from clmem.harness.source import method_digest
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.targets import PREDICTED, allocator_of
+from clmem.harness.techniques import PLAIN, techniques
+from clmem.harness.text import clean
+from clmem.harness.training import Progress, short_schedule, train
 
 
 @dataclass(frozen=True)

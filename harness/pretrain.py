@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.build import build
-from harness.checkpoint import Checkpoint
-from harness.environment import environment
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.files import expand
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.streams import prepare
-from harness.streams.stream import TaskStream
-from harness.training import Progress, Schedule, train
-from harness.weights import save_weights
+from clmem.harness.build import build
+from clmem.harness.checkpoint import Checkpoint
+from clmem.harness.environment import environment
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.files import expand
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.streams import prepare
+from clmem.harness.streams.stream import TaskStream
+from clmem.harness.training import Progress, Schedule, train
+from clmem.harness.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _writable(out: Path) -> Path:
 
 
 def _folder_stream(spec: RunSpec, folder: Path, image_size: int) -> TaskStream:
-    from harness.streams.folder import open_folder
+    from clmem.harness.streams.folder import open_folder
 
     info, data = open_folder(folder, image_size)
     print(f"clmem: {info.description}", file=sys.stderr)

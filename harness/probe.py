@@ -22,12 +22,12 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from harness.build import Run, build
-from harness.checks import check_spec
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.spec import NOWHERE, RunSpec, Sources
-from harness.training import Progress, Schedule, task_accuracy, train
+from clmem.harness.build import Run, build
+from clmem.harness.checks import check_spec
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.training import Progress, Schedule, task_accuracy, train
 
 
 @dataclass(frozen=True)

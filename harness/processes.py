@@ -25,21 +25,21 @@ import psutil
 from memory_profiler import memory_usage
 from pydantic import BaseModel, Field, ValidationError
 
-from harness import bootstrap
-from harness.inherited import worker_environment
-from harness.job import Job, Outcome
-from harness.memory.jetson import Meminfo, UnifiedSampler
-from harness.memory.process import oom_kills
-from harness.out_of_memory import is_limited, says_out_of_memory
-from harness.text import Said
+from clmem.harness import bootstrap
+from clmem.harness.inherited import worker_environment
+from clmem.harness.job import Job, Outcome
+from clmem.harness.memory.jetson import Meminfo, UnifiedSampler
+from clmem.harness.memory.process import oom_kills
+from clmem.harness.out_of_memory import is_limited, says_out_of_memory
+from clmem.harness.text import Said
 
 BOOTSTRAP = (
     "import os, sys, sysconfig; sys.path[:] = filter(None, sys.path); "
     "own = [number for number, path in enumerate(sys.path) if path == sysconfig.get_path('stdlib')]; "
     "sys.path.insert(own[-1] + 1 if own else len(sys.path), os.environ['CLMEM_ROOT']); "
-    "from harness.bootstrap import main; main()"
+    "from clmem.harness.bootstrap import main; main()"
 )
-"""Not `-m harness.bootstrap`: that would search the current folder first, where a folder `methods` may hide ours. Our
+"""Not `-m clmem.harness.bootstrap`: that would search the current folder first, where other files may hide ours. Our
 own folder comes after the standard library, because beside it may lie packages that are called like parts of that."""
 
 SUPERVISOR = (sys.executable, "-I", "-S", str(Path(bootstrap.__file__).resolve()))

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-import methods
-from harness.errors import UsageError, blame, nearest
-from harness.output import printing_to_stderr
-from harness.results import described
-from harness.spec import RunSpec, spec_errors
-from harness.text import clean
+import clmem.methods
+from clmem.harness.errors import UsageError, blame, nearest
+from clmem.harness.output import printing_to_stderr
+from clmem.harness.results import described
+from clmem.harness.spec import RunSpec, spec_errors
+from clmem.harness.text import clean
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    from clmem.methods.base import Method
 
 GROUP = "clmem.methods"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
@@ -83,7 +83,7 @@ def method_config(spec: RunSpec) -> Method.Config:
 @cache
 def own_methods() -> frozenset[str]:
     """Return the names of the methods that come with clmem, without importing one."""
-    files = pkgutil.iter_modules(methods.__path__)
+    files = pkgutil.iter_modules(clmem.methods.__path__)
     return frozenset(file.name.replace("_", "-") for file in files if not file.ispkg and file.name != "base")
 
 
@@ -143,7 +143,7 @@ def _importing(name: str, place: str) -> Iterator[None]:
 
 
 def _in_file(name: str) -> type:
-    module = importlib.import_module(f"methods.{name.replace('-', '_')}")
+    module = importlib.import_module(f"clmem.methods.{name.replace('-', '_')}")
     for value in vars(module).values():
         if isinstance(value, type) and vars(value).get("name") == name:
             return value
@@ -152,10 +152,10 @@ def _in_file(name: str) -> type:
 
 def _checked(found: Any, name: str, place: str) -> type[Method]:
     """Return what was found under a method's name. Raises UsageError if it does not have the form of a method."""
-    from methods.base import Method
+    from clmem.methods.base import Method
 
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UsageError(f"{place!r} of method {name!r} is no subclass of methods.base.Method; make it one")
+        raise UsageError(f"{place!r} of method {name!r} is no subclass of clmem.methods.base.Method; make it one")
     wanted = {
         "name": isinstance(getattr(found, "name", None), str),
         "Config": isinstance(found.Config, type) and issubclass(found.Config, BaseModel),

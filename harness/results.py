@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from harness.errors import UsageError, expectation
-from harness.files import read_text, write_json
-from harness.footprint import (
+from clmem.harness.errors import UsageError, expectation
+from clmem.harness.files import read_text, write_json
+from clmem.harness.footprint import (
     PHASES,
     ROLES,
     Allocator,
@@ -33,8 +33,8 @@ from harness.footprint import (
     Timeline,
     Unified,
 )
-from harness.spec import RunSpec
-from harness.text import Said, clean
+from clmem.harness.spec import RunSpec
+from clmem.harness.text import Said, clean
 
 __all__ = [
     "LARGEST_BYTES",
@@ -197,7 +197,7 @@ def load_result(path: Path) -> RunResult:
     Raises UsageError of one sentence for a file that is none, is not named after its run, or contradicts itself.
     """
     # it reads the records of this file
-    from harness.consistency import first_fault
+    from clmem.harness.consistency import first_fault
 
     try:
         result = _read(path)

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.environment import cores
-from harness.errors import ClmemError, UsageError
-from harness.job import Job, Outcome, Pass
-from harness.measurement import assemble, passes
-from harness.processes import Workers
-from harness.registry import method_class
-from harness.results import RunResult
-from harness.source import measuring_digest, method_digest
-from harness.spec import NOWHERE, RunSpec, Sources
+from clmem.harness.environment import cores
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.job import Job, Outcome, Pass
+from clmem.harness.measurement import assemble, passes
+from clmem.harness.processes import Workers
+from clmem.harness.registry import method_class
+from clmem.harness.results import RunResult
+from clmem.harness.source import measuring_digest, method_digest
+from clmem.harness.spec import NOWHERE, RunSpec, Sources
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from importlib.util import resolve_name
 from itertools import takewhile
 from pathlib import Path
 
-OWN_METHODS = "methods"
+OWN_METHODS = "clmem.methods"
 """The package of our own methods. Each stands for itself: a change of one does not make results of another stale."""
 
 MEASURING = __name__.rpartition(".")[0]

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from harness.budgets import budget
-from harness.errors import UsageError, expectation, nearest
-from harness.files import expand, regular
-from harness.techniques import PLAIN, canonical
-from harness.text import clean, file_name
+from clmem.harness.budgets import budget
+from clmem.harness.errors import UsageError, expectation, nearest
+from clmem.harness.files import expand, regular
+from clmem.harness.techniques import PLAIN, canonical
+from clmem.harness.text import clean, file_name
 
 LONGEST_TEXT = 200
 """Characters of a name, of a label and of a setting that is text."""

@@ -8,11 +8,11 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import UsageError
-from harness.files import expand, read_toml
-from harness.spec import Conditions, Measured, RunSpec, Scalar, spec_errors, weights_label
-from harness.techniques import PLAIN, canonical
-from harness.text import some
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand, read_toml
+from clmem.harness.spec import Conditions, Measured, RunSpec, Scalar, spec_errors, weights_label
+from clmem.harness.techniques import PLAIN, canonical
+from clmem.harness.text import some
 
 LONGEST_S = 366 * 24 * 3600
 """What one process may take at most."""

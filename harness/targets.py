@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from harness.errors import UsageError, nearest
-from harness.text import clean
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.text import clean
 
 TARGETS = {
     "cpu": "this machine's processor, counted by torch's CPU allocator",

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import UsageError, expectation, nearest
-from harness.text import clean
+from clmem.harness.errors import UsageError, expectation, nearest
+from clmem.harness.text import clean
 
 PLAIN, LEAN = "plain", "lean"
 LONGEST_LABEL = 1000

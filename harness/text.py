@@ -1,6 +1,6 @@
 """Text from outside (exceptions, libraries, methods, files), made fit to be stored, printed and used as a file name.
 
-Whoever shows it escapes it for where it goes: `reports.markup` does so for markdown. A terminal gets no control
+Whoever shows it escapes it for where it goes: `clmem.reports.markup` does so for markdown. A terminal gets no control
 characters, because there are none left.
 """
 

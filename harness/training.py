@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.build import Run
-from harness.checkpoint import Checkpoint, Course, Row
-from harness.errors import DivergedError
-from harness.execution.monitor import Monitor
-from harness.results import Accuracy
-from harness.streams.stream import TaskStream
-from methods.base import Method
+from clmem.harness.build import Run
+from clmem.harness.checkpoint import Checkpoint, Course, Row
+from clmem.harness.errors import DivergedError
+from clmem.harness.execution.monitor import Monitor
+from clmem.harness.results import Accuracy
+from clmem.harness.streams.stream import TaskStream
+from clmem.methods.base import Method
 
 FINITE_EVERY = 10
 """Steps between two looks at the loss: a NaN stays a NaN, and looking costs a synchronisation on a device."""

@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from harness.errors import UsageError
-from harness.files import regular
-from harness.text import clean, some
+from clmem.harness.errors import UsageError
+from clmem.harness.files import regular
+from clmem.harness.text import clean, some
 
 CONTAINERS = (
     "state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module", "backbone", "encoder",

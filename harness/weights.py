@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from harness.errors import UsageError
-from harness.files import expand, write_bytes
-from harness.text import clean, some
-from harness.weight_files import RESAVE, read_tensors
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand, write_bytes
+from clmem.harness.text import clean, some
+from clmem.harness.weight_files import RESAVE, read_tensors
 
 HEAD = "fc."
 """Where the names of the classifier begin."""

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from harness.build import Run, build
-from harness.checkpoint import Checkpoint, UnusableCheckpointError
-from harness.devices import (
+from clmem.harness.build import Run, build
+from clmem.harness.checkpoint import Checkpoint, UnusableCheckpointError
+from clmem.harness.devices import (
     DeviceProcess,
     check_device,
     check_others,
@@ -31,21 +31,21 @@ from harness.devices import (
     limit_reserved,
     pin,
 )
-from harness.environment import environment
-from harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
-from harness.execution.monitor import Monitor, Unwatched
-from harness.job import Job, Outcome
-from harness.memory.cublas import cublas_workspace_bytes
-from harness.memory.cuda import DevicePeaks, History, with_requests
-from harness.memory.ledger import join, phase_peaks, undeclared_sentence
-from harness.memory.log import AllocationLog
-from harness.memory.observer import Observer, PhaseMarker
-from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
-from harness.memory.recorder import LogRecorder
-from harness.out_of_memory import is_limited, means_out_of_memory
-from harness.results import Accuracy
-from harness.targets import allocator_of, device_of
-from harness.training import Progress, Schedule, short_schedule, train
+from clmem.harness.environment import environment
+from clmem.harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
+from clmem.harness.execution.monitor import Monitor, Unwatched
+from clmem.harness.job import Job, Outcome
+from clmem.harness.memory.cublas import cublas_workspace_bytes
+from clmem.harness.memory.cuda import DevicePeaks, History, with_requests
+from clmem.harness.memory.ledger import join, phase_peaks, undeclared_sentence
+from clmem.harness.memory.log import AllocationLog
+from clmem.harness.memory.observer import Observer, PhaseMarker
+from clmem.harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
+from clmem.harness.memory.recorder import LogRecorder
+from clmem.harness.out_of_memory import is_limited, means_out_of_memory
+from clmem.harness.results import Accuracy
+from clmem.harness.targets import allocator_of, device_of
+from clmem.harness.training import Progress, Schedule, short_schedule, train
 
 Report = Callable[[Progress], None]
 
@@ -147,7 +147,7 @@ def _truth(job: Job, outcome: Outcome, progress: Progress, report: Report) -> No
             marker.finish()
         finally:
             outcome.peaks = phase_peaks(recorder.stop(), marker.records.phases)
-    from harness.flops import count_flops  # slow to import, and only this pass needs it
+    from clmem.harness.flops import count_flops  # slow to import, and only this pass needs it
 
     outcome.flops_per_step = count_flops(job.spec, job.sources, schedule.steps or (), run)
 

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
-from methods.parts.lean import TERMWISE
-from methods.parts.reservoir import Reservoir
+from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from clmem.methods.parts.lean import TERMWISE
+from clmem.methods.parts.reservoir import Reservoir
 
 
 class DERpp(Method):

@@ -24,9 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
-from methods.parts.lean import WHOLE
-from methods.parts.reservoir import Reservoir
+from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.parts.reservoir import Reservoir
 
 
 class ER(Method):

@@ -61,8 +61,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
-from methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
+from clmem.methods.parts.lean import WHOLE
 
 ALL = "all parameters"
 """The one key of F and anchor when they are flattened."""

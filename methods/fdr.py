@@ -35,9 +35,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
-from methods.parts.lean import WHOLE
-from methods.parts.task_buffer import TaskBuffer
+from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.parts.task_buffer import TaskBuffer
 
 
 class FDR(Method):

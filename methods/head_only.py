@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from methods.base import searched
-from methods.parts.lean import WHOLE
-from methods.tail_sgd import TailSGD
+from clmem.methods.base import searched
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.tail_sgd import TailSGD
 
 
 class HeadOnly(TailSGD):

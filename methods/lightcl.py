@@ -45,11 +45,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk, searched
-from methods.parts.channels import top_channels
-from methods.parts.lean import GROUPED_TAIL
-from methods.parts.reservoir import Reservoir
-from methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
+from clmem.methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk, searched
+from clmem.methods.parts.channels import top_channels
+from clmem.methods.parts.lean import GROUPED_TAIL
+from clmem.methods.parts.reservoir import Reservoir
+from clmem.methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
 
 
 class LightCL(Method):

@@ -6,7 +6,7 @@ Wang et al., "LightCL: Compact Continual Learning with Low Memory Footprint For 
     kept: the largest 80 % of conv1, layer1 and layer2, 30 % of layer3, 20 % of layer4
 
 once, before task 0 and on the loaded weights when there are any; width 64 keeps 52, 103, 78 and 103 channels, one more
-than asked as for the channels that LightCL holds. What falls with a channel is in `methods.parts.channels`. The rest is
+than asked as for the channels that LightCL holds. What falls with a channel is in `parts.channels`. The rest is
 LightCL, except that with a trunk frozen from the start task 0 learns from `first_boundary` on.
 
 Masked, hence dense in plain execution: weights, gradients and activations keep their sizes, so this needs as much
@@ -33,10 +33,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Setting, searched
-from methods.lightcl import LightCL
-from methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
-from methods.parts.lean import GROUPED_TAIL
+from clmem.methods.base import Setting, searched
+from clmem.methods.lightcl import LightCL
+from clmem.methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
+from clmem.methods.parts.lean import GROUPED_TAIL
 
 
 class LightCLSparse(LightCL):

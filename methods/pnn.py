@@ -37,9 +37,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term, searched
-from methods.parts.columns import Column
-from methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term, searched
+from clmem.methods.parts.columns import Column
+from clmem.methods.parts.lean import WHOLE
 
 
 class PNN(Method):

@@ -14,8 +14,8 @@ from functools import partial
 
 from pydantic import Field
 
-from methods.base import Batch, Method, Step, Term, searched
-from methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Step, Term, searched
+from clmem.methods.parts.lean import WHOLE
 
 
 class SGD(Method):

@@ -22,10 +22,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from methods.base import Batch, Setting, Step, searched
-from methods.derpp import dark_replay
-from methods.parts.lean import TERMWISE
-from methods.parts.sparcl import SparCL
+from clmem.methods.base import Batch, Setting, Step, searched
+from clmem.methods.derpp import dark_replay
+from clmem.methods.parts.lean import TERMWISE
+from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLDERpp(SparCL):

@@ -33,9 +33,9 @@ from typing import ClassVar
 
 import torch
 
-from methods.base import Batch, Step, Term, searched
-from methods.parts.lean import WHOLE
-from methods.parts.sparcl import SparCL
+from clmem.methods.base import Batch, Step, Term, searched
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLER(SparCL):

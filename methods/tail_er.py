@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.base import Setting, Task, searched
-from methods.er import ER
-from methods.parts.lean import WHOLE
-from methods.parts.trunk import TailConfig, frozen_trunk
+from clmem.methods.base import Setting, Task, searched
+from clmem.methods.er import ER
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailER(ER):

@@ -14,9 +14,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from methods.base import Batch, Method, Setting, Step, Task, Term, searched
-from methods.parts.lean import WHOLE
-from methods.parts.trunk import TailConfig, frozen_trunk
+from clmem.methods.base import Batch, Method, Setting, Step, Task, Term, searched
+from clmem.methods.parts.lean import WHOLE
+from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailSGD(Method):

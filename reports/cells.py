@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.errors import UsageError
-from harness.results import Footprint, RunResult
-from harness.techniques import PLAIN
-from harness.text import file_name
-from reports.units import Statistic
+from clmem.harness.errors import UsageError
+from clmem.harness.results import Footprint, RunResult
+from clmem.harness.techniques import PLAIN
+from clmem.harness.text import file_name
+from clmem.reports.units import Statistic
 
 Length = tuple[int, int | None]
 """How long a run trains: epochs per task, and the upper bound on steps per task and epoch."""

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from reports.cells import Cell, Section
-from reports.markup import Markdown
-from reports.tables import markdown_table
-from reports.units import Statistic, mib, plural
+from clmem.reports.cells import Cell, Section
+from clmem.reports.markup import Markdown
+from clmem.reports.tables import markdown_table
+from clmem.reports.units import Statistic, mib, plural
 
 SHARE_MARGIN = 0.05
 """How far, as a fraction, an accuracy may lie from one task's share and still be about it."""

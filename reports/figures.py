@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import write_bytes
+from clmem.harness.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

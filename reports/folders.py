@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.errors import UsageError
-from harness.results import LONGEST_PATH
-from harness.text import clean
+from clmem.harness.errors import UsageError
+from clmem.harness.results import LONGEST_PATH
+from clmem.harness.text import clean
 
 
 def plots_folder(page: Path) -> Path:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.results import Footprint, RunResult
-from harness.techniques import INEXACT, LEAN, PLAIN, Techniques
-from reports.cells import Cell, Section
-from reports.markup import plain
-from reports.tables import markdown_table, shown_roles
-from reports.units import count, mib, share
+from clmem.harness.results import Footprint, RunResult
+from clmem.harness.techniques import INEXACT, LEAN, PLAIN, Techniques
+from clmem.reports.cells import Cell, Section
+from clmem.reports.markup import plain
+from clmem.reports.tables import markdown_table, shown_roles
+from clmem.reports.units import count, mib, share
 
 RELEASED = "@released"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from harness.techniques import LEAN, PLAIN
-from reports.cells import Cell, Section
-from reports.tables import accuracy_text, markdown_table
-from reports.units import Statistic
+from clmem.harness.techniques import LEAN, PLAIN
+from clmem.reports.cells import Cell, Section
+from clmem.reports.tables import accuracy_text, markdown_table
+from clmem.reports.units import Statistic
 
 METRICS = {"class_il_accuracy": "class-IL", "task_il_accuracy": "task-IL"}
 

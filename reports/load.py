@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from harness.environment import decides_bytes
-from harness.errors import UsageError
-from harness.results import LONGEST_PATH, RunResult, load_results
-from harness.text import clean
-from reports.cells import Section, Setting, is_joint, sections
+from clmem.harness.environment import decides_bytes
+from clmem.harness.errors import UsageError
+from clmem.harness.results import LONGEST_PATH, RunResult, load_results
+from clmem.harness.text import clean
+from clmem.reports.cells import Section, Setting, is_joint, sections
 
 
 def load_sections(directory: Path) -> list[Section]:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import UsageError
-from harness.files import write_text
-from harness.results import LONGEST_PATH, RunResult
-from harness.text import clean
-from reports import provenance, sentences, tables
-from reports.cells import Section
-from reports.claims.claim import claim_names, load_claim
-from reports.claims.measured import benches
-from reports.claims.page import short
-from reports.expectations import expectations_sentence, expectations_table
-from reports.folders import plots_folder
-from reports.ladders import ends, ladder_sentence, ladder_table
-from reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
-from reports.load import load_sections
-from reports.markup import cell_text, harmless, link, plain
-from reports.plots import Kind, Plot, draw_section
-from reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
-from reports.units import UNDEFINED, plural
+from clmem.harness.errors import UsageError
+from clmem.harness.files import write_text
+from clmem.harness.results import LONGEST_PATH, RunResult
+from clmem.harness.text import clean
+from clmem.reports import provenance, sentences, tables
+from clmem.reports.cells import Section
+from clmem.reports.claims.claim import claim_names, load_claim
+from clmem.reports.claims.measured import benches
+from clmem.reports.claims.page import short
+from clmem.reports.expectations import expectations_sentence, expectations_table
+from clmem.reports.folders import plots_folder
+from clmem.reports.ladders import ends, ladder_sentence, ladder_table
+from clmem.reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
+from clmem.reports.load import load_sections
+from clmem.reports.markup import cell_text, harmless, link, plain
+from clmem.reports.plots import Kind, Plot, draw_section
+from clmem.reports.predictions import Predictions, load_predictions, predictions_sentence, predictions_table
+from clmem.reports.units import UNDEFINED, plural
 
 NOTES = f"""MiB = 2^20 bytes. Tensor peak: the allocator's own peak over every phase and task of the short schedule, \
 with nothing instrumented. Process peak: resident memory of an un-profiled process, which includes the interpreter and \

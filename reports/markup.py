@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from harness.text import clean
+from clmem.harness.text import clean
 
 LONGEST_AUTHORED = 10_000
 """Characters of one sentence or note of a claim."""

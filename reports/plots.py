@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.results import Footprint, RunResult
-from harness.text import file_name
-from reports.cells import Cell, Section
-from reports.figures import new_figure, plot_style, save_figure
-from reports.labels import place_labels, spread
-from reports.ladders import ends, ladders
-from reports.units import MIB, Statistic, mib
+from clmem.harness.results import Footprint, RunResult
+from clmem.harness.text import file_name
+from clmem.reports.cells import Cell, Section
+from clmem.reports.figures import new_figure, plot_style, save_figure
+from clmem.reports.labels import place_labels, spread
+from clmem.reports.ladders import ends, ladders
+from clmem.reports.units import MIB, Statistic, mib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from harness.errors import UsageError
-from harness.files import read_text, write_json
-from harness.footprint import ByName, Count, Record
-from harness.results import LONGEST_PATH, Described, RunResult
-from harness.targets import allocator_of
-from harness.text import Said, clean
-from reports.cells import Section
-from reports.markup import plain
-from reports.tables import markdown_table
-from reports.units import count, plural
+from clmem.harness.errors import UsageError
+from clmem.harness.files import read_text, write_json
+from clmem.harness.footprint import ByName, Count, Record
+from clmem.harness.results import LONGEST_PATH, Described, RunResult
+from clmem.harness.targets import allocator_of
+from clmem.harness.text import Said, clean
+from clmem.reports.cells import Section
+from clmem.reports.markup import plain
+from clmem.reports.tables import markdown_table
+from clmem.reports.units import count, plural
 
 FILE = "predictions.json"
 """Where `clmem predict --against DIRECTORY --keep` leaves what it found, for the directory's report."""

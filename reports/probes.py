@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reports.terminal import text_table, wrap
-from reports.units import UNDEFINED, plural
+from clmem.reports.terminal import text_table, wrap
+from clmem.reports.units import UNDEFINED, plural
 
 if TYPE_CHECKING:
-    from harness.probe import Probe
-    from harness.spec import RunSpec
+    from clmem.harness.probe import Probe
+    from clmem.harness.spec import RunSpec
 
 DEFINED = (
     "plasticity: accuracy on new tasks with all before the boundary frozen, over that with nothing frozen; stability: "

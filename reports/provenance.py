@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.results import RunResult
-from harness.text import some
-from reports.cells import Section, is_joint
-from reports.load import fingerprint_group
-from reports.markup import plain
-from reports.tables import markdown_table, observer_delta_bytes
-from reports.units import count, plural
+from clmem.harness.results import RunResult
+from clmem.harness.text import some
+from clmem.reports.cells import Section, is_joint
+from clmem.reports.load import fingerprint_group
+from clmem.reports.markup import plain
+from clmem.reports.tables import markdown_table, observer_delta_bytes
+from clmem.reports.units import count, plural
 
 SHOWN_VALUES = 4
 """Values of one key of the environment listed one by one; more are only counted, but for commits."""

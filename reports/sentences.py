@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from harness.results import Footprint, RunResult, Unified
-from harness.text import some
-from reports.cells import Cell, Section
-from reports.markup import code, plain
-from reports.provenance import environment_differences, environment_values
-from reports.units import listed, mib, plural, share
+from clmem.harness.results import Footprint, RunResult, Unified
+from clmem.harness.text import some
+from clmem.reports.cells import Cell, Section
+from clmem.reports.markup import code, plain
+from clmem.reports.provenance import environment_differences, environment_values
+from clmem.reports.units import listed, mib, plural, share
 
 REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from harness.results import PHASES, ROLES, Footprint
-from reports.cells import Cell, Section
-from reports.markup import cell_text, code
-from reports.units import UNDEFINED, Statistic, count, mib, share
+from clmem.harness.results import PHASES, ROLES, Footprint
+from clmem.reports.cells import Cell, Section
+from clmem.reports.markup import cell_text, code
+from clmem.reports.units import UNDEFINED, Statistic, count, mib, share
 
 ACCURACY_COLUMNS = (
     ("class_il_accuracy", "ACC class-IL %"),

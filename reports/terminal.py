@@ -7,16 +7,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from harness.results import LONGEST_PATH, PHASES, ROLES, RunResult
-from harness.targets import allocator_of
-from harness.techniques import PLAIN
-from harness.text import clean
-from reports.cells import Section
-from reports.predictions import LIKE_ANOTHER_CARD, error_of
-from reports.provenance import broken_checks
-from reports.sentences import board_sentence, held_sentence
-from reports.tables import accuracy_text, later_differs, shown_roles
-from reports.units import count, mib, share
+from clmem.harness.results import LONGEST_PATH, PHASES, ROLES, RunResult
+from clmem.harness.targets import allocator_of
+from clmem.harness.techniques import PLAIN
+from clmem.harness.text import clean
+from clmem.reports.cells import Section
+from clmem.reports.predictions import LIKE_ANOTHER_CARD, error_of
+from clmem.reports.provenance import broken_checks
+from clmem.reports.sentences import board_sentence, held_sentence
+from clmem.reports.tables import accuracy_text, later_differs, shown_roles
+from clmem.reports.units import count, mib, share
 
 COLUMNS = 80
 MINIMUM_NAME = 12

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench.app import app
-from harness.job import Job
-from harness.networks import build_network
-from harness.processes import Workers
-from harness.registry import method_names
-from harness.spec import RunSpec
-from methods.parts.sparse_training import masked_weights
+from clmem.bench.app import app
+from clmem.harness.job import Job
+from clmem.harness.networks import build_network
+from clmem.harness.processes import Workers
+from clmem.harness.registry import method_names
+from clmem.harness.spec import RunSpec
+from clmem.methods.parts.sparse_training import masked_weights
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.prediction import predict
-from harness.registry import method_names
-from harness.results import RunResult
-from harness.runner import run_specs
-from harness.spec import RunSpec
+from clmem.harness.prediction import predict
+from clmem.harness.registry import method_names
+from clmem.harness.results import RunResult
+from clmem.harness.runner import run_specs
+from clmem.harness.spec import RunSpec
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.prediction import predicted_peak_bytes
-from harness.results import RunResult
-from reports.cells import sections
-from reports.markdown import report_text
+from clmem.harness.prediction import predicted_peak_bytes
+from clmem.harness.results import RunResult
+from clmem.reports.cells import sections
+from clmem.reports.markdown import report_text
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "reports" / "published"
@@ -88,7 +88,7 @@ def test_fits_in_the_readme_are_what_the_command_prints() -> None:
     assert len(blocks) == 3
     for command, shown in blocks:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.cli", *shlex.split(command)[1:]],
+            [sys.executable, "-m", "clmem.bench.cli", *shlex.split(command)[1:]],
             capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": "/usr/bin:/bin"},
         )  # fmt: skip
         assert done.stdout.strip() == shown.strip()

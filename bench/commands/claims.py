@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from bench.options import AsJson, path_option
-from harness.errors import UsageError
-from harness.results import LONGEST_PATH, RESULT_FILES
-from harness.text import clean
+from clmem.bench.options import AsJson, path_option
+from clmem.harness.errors import UsageError
+from clmem.harness.results import LONGEST_PATH, RESULT_FILES
+from clmem.harness.text import clean
 
 
 def claims(
@@ -33,10 +33,10 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
-    from reports.claims.claim import load_claim
-    from reports.claims.measured import load_benches
-    from reports.claims.page import claim_json, terminal, write_page
-    from reports.claims.tables import within_tolerance
+    from clmem.reports.claims.claim import load_claim
+    from clmem.reports.claims.measured import load_benches
+    from clmem.reports.claims.page import claim_json, terminal, write_page
+    from clmem.reports.claims.tables import within_tolerance
 
     chosen = load_claim(claim)
     named = [chosen.fix(name) for name in dict.fromkeys(fixes or []) if name != "all"]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from bench.options import (
+from clmem.bench.options import (
     AsJson,
     BudgetName,
     BufferSize,
@@ -24,9 +24,9 @@ from bench.options import (
     make_sources,
     memory_spec,
 )
-from harness.errors import ClmemError, UsageError
-from harness.results import RunResult
-from harness.targets import allocator_of
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.results import RunResult
+from clmem.harness.targets import allocator_of
 
 
 def fit(
@@ -73,7 +73,7 @@ def fit(
     )
     sources = make_sources(data_root, weights, others)
     if confirm or (confirm is None and allocator_of(spec.target) == "cuda"):
-        from harness.devices import check_device
+        from clmem.harness.devices import check_device
 
         try:
             check_device(spec.target)
@@ -81,10 +81,10 @@ def fit(
         except UsageError:
             if confirm:
                 raise
-    from harness.fit import fit as find
-    from harness.fit import sized
-    from harness.runner import run_specs
-    from reports.fits import fit_json, fit_table
+    from clmem.harness.fit import fit as find
+    from clmem.harness.fit import sized
+    from clmem.harness.runner import run_specs
+    from clmem.reports.fits import fit_json, fit_table
 
     console = Console(stderr=True)
     with console.status("predicting") as status:

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from bench.options import SUITES, AsJson
-from harness.budgets import boards
-from harness.errors import UsageError
-from harness.suite import load_suite
-from harness.targets import TARGETS
-from harness.text import clean
-from reports.units import mib
+from clmem.bench.options import SUITES, AsJson
+from clmem.harness.budgets import boards
+from clmem.harness.errors import UsageError
+from clmem.harness.suite import load_suite
+from clmem.harness.targets import TARGETS
+from clmem.harness.text import clean
+from clmem.reports.units import mib
 
 LONGEST = 200
 """Characters of a description."""
@@ -38,7 +38,7 @@ def list_(
 
 
 def _list_methods() -> dict[str, str]:
-    from harness.registry import method_class, method_names
+    from clmem.harness.registry import method_class, method_names
 
     entries: dict[str, str] = {}
     for name in method_names():
@@ -60,7 +60,7 @@ def _headline(cls: type) -> str:
 
 
 def _list_streams() -> dict[str, str]:
-    from harness.streams import STREAMS
+    from clmem.harness.streams import STREAMS
 
     return {**STREAMS, "synthetic-<side>px": "noise, 3 x side x side, 5 tasks of 2 classes: memory only, no accuracy"}
 
@@ -74,13 +74,13 @@ def _list_budgets() -> dict[str, str]:
 
 
 def _list_claims() -> dict[str, str]:
-    from reports.claims.claim import claim_names, load_claim
+    from clmem.reports.claims.claim import claim_names, load_claim
 
     return {name: load_claim(name).title for name in claim_names()}
 
 
 def _list_networks() -> dict[str, str]:
-    from harness.networks import NETWORKS
+    from clmem.harness.networks import NETWORKS
 
     return NETWORKS
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.options import (
+from clmem.bench.options import (
     AsJson,
     BatchSize,
     BudgetName,
@@ -29,11 +29,11 @@ from bench.options import (
     memory_spec,
     path_option,
 )
-from bench.progress import Bars
-from harness.errors import ClmemError, UsageError
-from harness.results import RunResult, save_result
-from harness.runner import run_specs
-from harness.targets import allocator_of
+from clmem.bench.progress import Bars
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.results import RunResult, save_result
+from clmem.harness.runner import run_specs
+from clmem.harness.targets import allocator_of
 
 
 def measure(
@@ -77,7 +77,7 @@ def measure(
         settings=settings,
     )
     sources = make_sources(data_root, weights, others)
-    from harness.checks import check_spec
+    from clmem.harness.checks import check_spec
 
     check_spec(spec, sources)
     if snapshot is not None and allocator_of(spec.target) == "cpu":
@@ -95,7 +95,7 @@ def measure(
         save_result(out, result)
     if result.footprint is None and not as_json:
         raise ClmemError(f"{method} on {stream}: {result.status}: {result.reason}")
-    from reports.terminal import measure_json, measure_table
+    from clmem.reports.terminal import measure_json, measure_table
 
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
     raise typer.Exit(0 if is_sound(result) else 1)

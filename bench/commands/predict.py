@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench.options import (
+from clmem.bench.options import (
     AsJson,
     BatchSize,
     BufferSize,
@@ -24,11 +24,11 @@ from bench.options import (
     memory_spec,
     path_option,
 )
-from harness.errors import UsageError
-from harness.files import expand
-from harness.results import LONGEST_PATH, RunResult, load_results
-from harness.spec import Sources
-from harness.text import clean, some
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand
+from clmem.harness.results import LONGEST_PATH, RunResult, load_results
+from clmem.harness.spec import Sources
+from clmem.harness.text import clean, some
 
 LONGEST_REASON = 2000
 """Characters of a reason why a run is not predicted."""
@@ -80,9 +80,9 @@ def predict(
         settings=settings,
     )
     sources = make_sources(data_root, weights)
-    from harness.checks import check_spec
-    from harness.prediction import predict as predicted
-    from reports.terminal import measure_json, measure_table
+    from clmem.harness.checks import check_spec
+    from clmem.harness.prediction import predict as predicted
+    from clmem.reports.terminal import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
     result = predicted(spec, sources)
@@ -97,9 +97,9 @@ def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> No
     shown = clean(str(directory), LONGEST_PATH)
     if not measured:
         raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
-    from harness.prediction import predicted_peaks, why_incomparable
-    from reports.predictions import save_predictions
-    from reports.terminal import prediction_json, prediction_table
+    from clmem.harness.prediction import predicted_peaks, why_incomparable
+    from clmem.reports.predictions import save_predictions
+    from clmem.reports.terminal import prediction_json, prediction_table
 
     reasons = [why_incomparable(run) for run in measured]
     left_out = [(run, reason) for run, reason in zip(measured, reasons, strict=True) if reason is not None]

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.options import (
+from clmem.bench.options import (
     BatchSize,
     DataRoot,
     Network,
@@ -22,8 +22,8 @@ from bench.options import (
     path_option,
     read_setting,
 )
-from harness.errors import UsageError
-from harness.spec import weights_label
+from clmem.harness.errors import UsageError
+from clmem.harness.spec import weights_label
 
 
 def pretrain(
@@ -62,8 +62,8 @@ def pretrain(
         config=dict(read_setting(text) for text in settings or []),
         measure="accuracy",
     )
-    from harness.checks import check_batch_norms, check_spec
-    from harness.pretrain import pretrain as train_and_save
+    from clmem.harness.checks import check_batch_norms, check_spec
+    from clmem.harness.pretrain import pretrain as train_and_save
 
     sources = make_sources(data_root, weights)
     if images is None:

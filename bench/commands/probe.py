@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.options import AsJson, DataRoot, Network, Weights, Width, make_sources, make_spec
-from harness.errors import UsageError
-from harness.spec import RunSpec, weights_label
+from clmem.bench.options import AsJson, DataRoot, Network, Weights, Width, make_sources, make_spec
+from clmem.harness.errors import UsageError
+from clmem.harness.spec import RunSpec, weights_label
 
 BOUNDARIES = ("layer1", "layer2", "layer3", "layer4", "fc")
 
@@ -44,9 +44,9 @@ def probe(
             steps_per_task=steps, seed=seed, measure="accuracy",
         )  # fmt: skip
 
-    from harness.probe import probe as find
-    from harness.registry import method_config
-    from reports.probes import probe_json, probe_table
+    from clmem.harness.probe import probe as find
+    from clmem.harness.registry import method_config
+    from clmem.reports.probes import probe_json, probe_table
 
     rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr
     whole = spec("sgd", lr=rate)

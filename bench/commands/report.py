@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.options import path_option
-from harness.files import expand
-from harness.results import LONGEST_PATH
-from harness.text import clean
+from clmem.bench.options import path_option
+from clmem.harness.files import expand
+from clmem.harness.results import LONGEST_PATH
+from clmem.harness.text import clean
 
 
 def report(
@@ -25,7 +25,7 @@ def report(
 
 def write_and_show(directory: Path, out: Path | None) -> Path:
     """Write the report of a directory, saying what is being drawn; return its path."""
-    from reports.markdown import write_report
+    from clmem.reports.markdown import write_report
 
     console = Console(stderr=True)
     with console.status("writing the report") as status:

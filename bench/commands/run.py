@@ -10,8 +10,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from bench.commands.report import write_and_show
-from bench.options import (
+from clmem.bench.commands.report import write_and_show
+from clmem.bench.options import (
     SUITES,
     AsJson,
     BatchSize,
@@ -31,13 +31,13 @@ from bench.options import (
     path_option,
     read_setting,
 )
-from bench.progress import Bars
-from harness.directory import Reuse, run_suite
-from harness.errors import UsageError, nearest
-from harness.files import expand
-from harness.spec import Scalar, spec_errors
-from harness.suite import MOST_NAMES, Suite, Variation, load_suite
-from harness.text import clean, some
+from clmem.bench.progress import Bars
+from clmem.harness.directory import Reuse, run_suite
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.files import expand
+from clmem.harness.spec import Scalar, spec_errors
+from clmem.harness.suite import MOST_NAMES, Suite, Variation, load_suite
+from clmem.harness.text import clean, some
 
 
 def run(
@@ -94,7 +94,7 @@ def run(
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
     specs = chosen.specs()
     sources = make_sources(data_root, chosen.weights, others)
-    from harness.checks import check_spec
+    from clmem.harness.checks import check_spec
 
     for spec in specs:
         check_spec(spec, sources)
@@ -107,8 +107,8 @@ def run(
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
     else:
-        from reports.load import load_sections
-        from reports.terminal import summary
+        from clmem.reports.load import load_sections
+        from clmem.reports.terminal import summary
 
         print(summary(load_sections(directory)))
         print(f"report: {report_path}")

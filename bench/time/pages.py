@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from harness.environment import environment
-from harness.files import write_text
-from reports.tables import markdown_table
+from clmem.harness.environment import environment
+from clmem.harness.files import write_text
+from clmem.reports.tables import markdown_table
 
 FOLDER = Path("results") / "times"
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.time.pages import write_page
-from bench.time.test_step_time import past_task_0
-from harness.suite import load_suite
-from harness.techniques import LEAN, PLAIN
+from clmem.bench.time.pages import write_page
+from clmem.bench.time.test_step_time import past_task_0
+from clmem.harness.suite import load_suite
+from clmem.harness.techniques import LEAN, PLAIN
 
 ROUNDS = 3
 STREAM = "synthetic-cifar10"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.streams import open_stream
-from harness.streams.catalog import lookup
+from clmem.harness.streams import open_stream
+from clmem.harness.streams.catalog import lookup
 
 BATCH_SIZE = 32
 STEPS = 64

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.time.pages import write_page
-from harness.budgets import budget
-from harness.fit import fit
-from harness.prediction import predict
-from harness.spec import RunSpec
-from harness.suite import load_suite
+from clmem.bench.time.pages import write_page
+from clmem.harness.budgets import budget
+from clmem.harness.fit import fit
+from clmem.harness.prediction import predict
+from clmem.harness.spec import RunSpec
+from clmem.harness.suite import load_suite
 
 BOARDS = ("jetson-nano-4gb", "jetson-orin-nano-8gb", "jetson-agx-thor")
 METHODS = ("sgd", "er", "derpp", "ewc", "pnn", "sparcl-derpp", "lightcl")

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.time.pages import write_page
-from harness.build import Run, build
-from harness.execution.monitor import Unwatched
-from harness.registry import method_class
-from harness.spec import RunSpec
-from harness.suite import load_suite
-from methods.base import Task
+from clmem.bench.time.pages import write_page
+from clmem.harness.build import Run, build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.registry import method_class
+from clmem.harness.spec import RunSpec
+from clmem.harness.suite import load_suite
+from clmem.methods.base import Task
 
 ROUNDS = 8
 WARMUP_ROUNDS = 2

@@ -12,7 +12,7 @@ import torch
 import torch_pruning
 from torch import Tensor
 
-from methods.base import Network
+from clmem.methods.base import Network
 
 
 def remove_channels(network: Network, kept: Mapping[str, Tensor], image_shape: tuple[int, int, int]) -> None:

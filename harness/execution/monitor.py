@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.base import Method
+from clmem.methods.base import Method
 
 Held = Callable[[], Mapping[str, Iterable[Tensor]]]
 """Returns tensors by role."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.techniques import Techniques
-from methods.base import Method
+from clmem.harness.techniques import Techniques
+from clmem.methods.base import Method
 
 
 def refuse(techniques: Techniques, method: Method) -> None:

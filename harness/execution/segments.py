@@ -14,9 +14,9 @@ from itertools import groupby
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from harness.execution.batch_norm import grouped, running_statistics_untouched
-from harness.techniques import Segments
-from methods.base import Network
+from clmem.harness.execution.batch_norm import grouped, running_statistics_untouched
+from clmem.harness.techniques import Segments
+from clmem.methods.base import Network
 
 Span = tuple[str | None, str | None]
 """A stage and the one before which a segment ends; None is the beginning or the end of the network."""

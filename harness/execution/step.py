@@ -13,19 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ClmemError
-from harness.execution.batch_norm import part_batch_norms, running_statistics_untouched
-from harness.execution.in_backward import InBackward
-from harness.execution.layers import mask_relus, relus_in_place, slice_convolutions, sums_in_place
-from harness.execution.monitor import Monitor
-from harness.execution.offload import Offload
-from harness.execution.refusals import refuse
-from harness.execution.segments import run_segmented
-from harness.execution.slices import in_slices
-from harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
-from harness.execution.watch import Watch, rows_of
-from harness.techniques import PLAIN, Techniques
-from methods.base import Batch, Method, Network, Outputs, Step, Term
+from clmem.harness.errors import ClmemError
+from clmem.harness.execution.batch_norm import part_batch_norms, running_statistics_untouched
+from clmem.harness.execution.in_backward import InBackward
+from clmem.harness.execution.layers import mask_relus, relus_in_place, slice_convolutions, sums_in_place
+from clmem.harness.execution.monitor import Monitor
+from clmem.harness.execution.offload import Offload
+from clmem.harness.execution.refusals import refuse
+from clmem.harness.execution.segments import run_segmented
+from clmem.harness.execution.slices import in_slices
+from clmem.harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
+from clmem.harness.execution.watch import Watch, rows_of
+from clmem.harness.techniques import PLAIN, Techniques
+from clmem.methods.base import Batch, Method, Network, Outputs, Step, Term
 
 
 class Execution:
@@ -62,7 +62,7 @@ class Execution:
         self._take_network()
 
     def _remove_channels(self) -> None:
-        from harness.execution.compact import remove_channels
+        from clmem.harness.execution.compact import remove_channels
 
         kept = self.kept or self.method.kept_channels()
         if not kept:
@@ -308,7 +308,10 @@ class Execution:
         network: Network | None = None,
         graph: bool = False,
     ) -> Outputs:
-        """Run the network without learning; see `methods.base.Executor`. A trunk frozen in eval mode stays in it."""
+        """Run the network without learning; see `Executor` in `clmem.methods.base`.
+
+        A trunk frozen in eval mode stays in it.
+        """
         self._follow_method()
         network = network or self.method.network
         self._set_modes(network, training=bn == "train")
@@ -326,7 +329,7 @@ class Execution:
         return Outputs(torch.cat([part.logits for part in parts]), together)
 
     def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
-        """Run one term forward and backward without a step; see `methods.base.Executor`."""
+        """Run one term forward and backward without a step; see `clmem.methods.base.Executor`."""
         self._follow_method()
         network = self.network
         self._set_modes(network, training=bn == "train")

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.execution.layers import convolve, convolve_backward, shape_of
-from methods.base import Network, OpenElements
+from clmem.harness.execution.layers import convolve, convolve_backward, shape_of
+from clmem.methods.base import Network, OpenElements
 
 SEARCHED = 2**16
 """Elements of a mask that are searched at a time: at most 512 KiB of positions."""

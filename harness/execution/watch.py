@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ClmemError, nearest
+from clmem.harness.errors import ClmemError, nearest
 
 
 class Watch:

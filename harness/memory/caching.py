@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, replace
 
-from harness.memory.log import AllocationLog, Event
+from clmem.harness.memory.log import AllocationLog, Event
 
 MIB = 2**20
 ROUND_BYTES = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.errors import UsageError
+from clmem.harness.errors import UsageError
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 CUBLAS_SETTING = ":4096:2:16:8"

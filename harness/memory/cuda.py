@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import LedgerError
-from harness.execution.monitor import Unwatched
-from harness.files import write_bytes
-from harness.memory.cublas import CUBLAS, multiplies
-from harness.memory.log import AllocationLog, Event
-from harness.memory.observer import collect
+from clmem.harness.errors import LedgerError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.files import write_bytes
+from clmem.harness.memory.cublas import CUBLAS, multiplies
+from clmem.harness.memory.log import AllocationLog, Event
+from clmem.harness.memory.observer import collect
 
 COUNTERS = ("allocated_bytes", "requested_bytes", "active_bytes", "reserved_bytes")
 """What the allocator counts: blocks given out, what was asked for, blocks that a stream may still use, segments."""

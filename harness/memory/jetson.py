@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.memory.tegrastats import Reader
-from harness.results import Unified
+from clmem.harness.memory.tegrastats import Reader
+from clmem.harness.results import Unified
 
 MODEL = "proc/device-tree/model"
 RELEASE = "etc/nv_tegra_release"

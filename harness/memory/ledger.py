@@ -16,10 +16,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from harness.errors import LedgerError
-from harness.memory.cublas import CUBLAS
-from harness.memory.log import AllocationLog, Block, Blocks
-from harness.results import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
+from clmem.harness.errors import LedgerError
+from clmem.harness.memory.cublas import CUBLAS
+from clmem.harness.memory.log import AllocationLog, Block, Blocks
+from clmem.harness.results import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
 
 KEPT_ROLES = frozenset({"parameters", "module_buffers", "optimizer", "method_state", "replay"})
 """Roles that may live from one phase into the next; anything else that does is undeclared state."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, replace
 
-from harness.errors import LedgerError
+from clmem.harness.errors import LedgerError
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
-from harness.errors import ClmemError
-from harness.execution.monitor import Held
-from harness.memory.ledger import KEPT_ROLES, Observation, PhaseSpan, Records, Saved
-from harness.results import ROLES
-from methods.base import Method
+from clmem.harness.errors import ClmemError
+from clmem.harness.execution.monitor import Held
+from clmem.harness.memory.ledger import KEPT_ROLES, Observation, PhaseSpan, Records, Saved
+from clmem.harness.results import ROLES
+from clmem.methods.base import Method
 
 
 class Recorder(Protocol):

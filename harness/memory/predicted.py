@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
-from harness.memory.log import AllocationLog, Event
-from harness.memory.observer import address_of
-from harness.memory.scratch import BY_CUDNN, BY_ONEDNN, CUDNN, FIRST, RESULTS
+from clmem.harness.memory.cublas import CUBLAS, cublas_workspace_bytes, multiplies
+from clmem.harness.memory.log import AllocationLog, Event
+from clmem.harness.memory.observer import address_of
+from clmem.harness.memory.scratch import BY_CUDNN, BY_ONEDNN, CUDNN, FIRST, RESULTS
 
 aten = torch.ops.aten
 META = torch.device("meta")

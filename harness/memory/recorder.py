@@ -18,8 +18,8 @@ from torch._C._profiler import _EventType, _RecordFunctionFast
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
-from harness.errors import LedgerError
-from harness.memory.log import AllocationLog, Event
+from clmem.harness.errors import LedgerError
+from clmem.harness.memory.log import AllocationLog, Event
 
 MARK = "clmem mark "
 

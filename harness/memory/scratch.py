@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.environment import vectors as vectors_here
+from clmem.harness.environment import vectors as vectors_here
 
 aten = torch.ops.aten
 Size = int | Literal["results", "first"]

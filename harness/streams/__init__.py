@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.streams.catalog import STREAMS
+from clmem.harness.streams.catalog import STREAMS
 
 if TYPE_CHECKING:
-    from harness.streams.stream import TaskStream
+    from clmem.harness.streams.stream import TaskStream
 
 __all__ = ["STREAMS", "open_stream", "prepare"]
 
@@ -25,7 +25,7 @@ def prepare(name: str, data_root: str | Path | None = None) -> None:
     Data that were converted before are read through and checked, once per process. Does nothing for embedded and
     synthetic streams. Raises UsageError for an unknown name and for missing, corrupt or edited data.
     """
-    from harness.streams.cache import prepare as prepare_cache
+    from clmem.harness.streams.cache import prepare as prepare_cache
 
     prepare_cache(name, data_root)
 
@@ -51,9 +51,9 @@ def open_stream(
     memory that counts in the process peak. Raises UsageError for an unknown name, bad data, or a batch larger than
     the smallest task.
     """
-    from harness.streams.cache import load
-    from harness.streams.catalog import lookup
-    from harness.streams.stream import TaskStream
+    from clmem.harness.streams.cache import load
+    from clmem.harness.streams.catalog import lookup
+    from clmem.harness.streams.stream import TaskStream
 
     return TaskStream(
         lookup(name),

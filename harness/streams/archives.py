@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 from platformdirs import user_cache_dir
 
-from harness.errors import UsageError
-from harness.files import expand, regular, replacing
-from harness.streams.bar import bar
-from harness.text import clean
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand, regular, replacing
+from clmem.harness.streams.bar import bar
+from clmem.harness.text import clean
 
 SYSTEM_FOLDERS = (Path("/usr/share/datasets"), Path("/usr/share"))
 """Where distributions put data sets (Debian's package dataset-fashion-mnist uses the first)."""

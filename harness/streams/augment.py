@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.streams.catalog import PAD
+from clmem.harness.streams.catalog import PAD
 
 
 @dataclass(frozen=True)

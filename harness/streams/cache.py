@@ -17,14 +17,14 @@ import numpy as np
 import xxhash
 from filelock import FileLock, Timeout
 
-from harness.errors import UsageError
-from harness.files import read_text
-from harness.streams import cifar, idx, tinyimagenet
-from harness.streams.archives import cache_folder
-from harness.streams.catalog import StreamInfo, lookup
-from harness.streams.samples import ArrayImages, DataSet, Split, open_images, read_header, read_labels
-from harness.streams.synthetic import synthetic
-from harness.text import clean
+from clmem.harness.errors import UsageError
+from clmem.harness.files import read_text
+from clmem.harness.streams import cifar, idx, tinyimagenet
+from clmem.harness.streams.archives import cache_folder
+from clmem.harness.streams.catalog import StreamInfo, lookup
+from clmem.harness.streams.samples import ArrayImages, DataSet, Split, open_images, read_header, read_labels
+from clmem.harness.streams.synthetic import synthetic
+from clmem.harness.text import clean
 
 FORMAT = 1
 """Bump when converted files change: older ones are then left alone."""

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.errors import UsageError, nearest
-from harness.text import clean
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.text import clean
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
 """Of the images of `synthetic-<side>px`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.streams.archives import Archive, check_sha256, download, find, missing, not_official, official
+from clmem.harness.streams.archives import Archive, check_sha256, download, find, missing, not_official, official
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from harness.errors import UsageError
-from harness.files import expand, regular
-from harness.streams.bar import bar
-from harness.streams.catalog import StreamInfo
-from harness.streams.pictures import LARGEST_BYTES, decode, files_below
-from harness.streams.samples import ArrayImages, DataSet, Split
-from harness.text import clean
+from clmem.harness.errors import UsageError
+from clmem.harness.files import expand, regular
+from clmem.harness.streams.bar import bar
+from clmem.harness.streams.catalog import StreamInfo
+from clmem.harness.streams.pictures import LARGEST_BYTES, decode, files_below
+from clmem.harness.streams.samples import ArrayImages, DataSet, Split
+from clmem.harness.text import clean
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm"})
 """Which files are images, in small or capital letters."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UsageError
-from harness.files import regular
-from harness.streams.archives import Archive, check_sha256, download, find, not_official
+from clmem.harness.errors import UsageError
+from clmem.harness.files import regular
+from clmem.harness.streams.archives import Archive, check_sha256, download, find, not_official
 
 # The publisher's repository, at the commit where it was last changed: its own bucket of files is served without TLS.
 _URL = (

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from harness.text import clean
+from clmem.harness.text import clean
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM")
 

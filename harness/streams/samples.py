@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UsageError
+from clmem.harness.errors import UsageError
 
 
 class Images(Protocol):

@@ -17,11 +17,11 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.errors import UsageError
-from harness.streams.augment import Crops, augment, draw_crops, normalisation, to_tensor
-from harness.streams.catalog import PAD, StreamInfo
-from harness.streams.samples import DataSet, Split
-from methods.base import Batch, Task
+from clmem.harness.errors import UsageError
+from clmem.harness.streams.augment import Crops, augment, draw_crops, normalisation, to_tensor
+from clmem.harness.streams.catalog import PAD, StreamInfo
+from clmem.harness.streams.samples import DataSet, Split
+from clmem.methods.base import Batch, Task
 
 PROTOCOL = 2
 """Bump when a batch of an unchanged data set changes, or the way batches are digested."""
@@ -43,7 +43,7 @@ class _Drawn:
 
 
 class TaskStream:
-    """One opened stream; see `harness.streams.open_stream`.
+    """One opened stream; see `clmem.harness.streams.open_stream`.
 
     tasks: global classes of each of the `num_tasks` tasks; they are what is evaluated, also when `joint`.
     num_train_tasks: 1 when joint, else num_tasks. has_data: False for noise, on which accuracy means nothing.

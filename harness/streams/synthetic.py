@@ -8,8 +8,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from harness.streams.catalog import StreamInfo
-from harness.streams.samples import DataSet, Split
+from clmem.harness.streams.catalog import StreamInfo
+from clmem.harness.streams.samples import DataSet, Split
 
 TRAIN_PER_TASK = 8192
 TEST_PER_TASK = 1024

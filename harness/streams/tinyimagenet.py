@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UsageError
-from harness.streams.archives import Archive, download, find, missing, official
-from harness.streams.bar import bar
+from clmem.harness.errors import UsageError
+from clmem.harness.streams.archives import Archive, download, find, missing, official
+from clmem.harness.streams.bar import bar
 
 LARGEST_BYTES = 2**22
 """Of one file in the data set: its images have some kilobytes, its longest list 500."""
@@ -92,7 +92,7 @@ def convert(folder: Path, source: TinySource, data_root: str | Path | None) -> N
 
 
 def _extracted(folder: Path) -> _Files:
-    from harness.streams.pictures import files_below
+    from clmem.harness.streams.pictures import files_below
 
     def read(name: str) -> bytes:
         file = folder / name
@@ -144,7 +144,7 @@ def _decode(folder: Path, split: str, files: _Files, items: list[tuple[str, int]
 
 
 def _image(files: _Files, name: str) -> NDArray[np.uint8]:
-    from harness.streams.pictures import decode
+    from clmem.harness.streams.pictures import decode
 
     try:
         pixels = np.asarray(decode(io.BytesIO(files.read(name))), np.uint8)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Network
+from clmem.methods.base import Network
 
 Ranking = Literal["grouped", "per_convolution"]
 """`grouped`: convolutions whose outputs are added share one ranking, of their mean scores. `per_convolution`: each has

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Network
+from clmem.methods.base import Network
 
 FIRST_LATERAL = 2
 """Index of the first layer that hears of older columns: the layer after `layer1`, the stem being layer 0."""

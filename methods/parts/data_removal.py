@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.base import Setting
+from clmem.methods.base import Setting
 
 TENTHS = (1, 2, 3, 4)
 """Removals, in tenths of a task's steps."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Setting
+from clmem.methods.base import Setting
 
 
 class Replayed(NamedTuple):

@@ -17,10 +17,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, OpenElements, Outputs, Setting, Task, Term
-from methods.parts.data_removal import DataRemoval, taken
-from methods.parts.reservoir import Reservoir
-from methods.parts.sparse_training import SparseConfig, SparseTraining
+from clmem.methods.base import Batch, Method, OpenElements, Outputs, Setting, Task, Term
+from clmem.methods.parts.data_removal import DataRemoval, taken
+from clmem.methods.parts.reservoir import Reservoir
+from clmem.methods.parts.sparse_training import SparseConfig, SparseTraining
 
 
 class SparCL(Method):

@@ -30,8 +30,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from methods.base import Method, Setting
-from methods.parts.bit_mask import MASKS, Mask, MaskKind
+from clmem.methods.base import Method, Setting
+from clmem.methods.parts.bit_mask import MASKS, Mask, MaskKind
 
 UPDATES = 10
 """Times in a task that weight masks move."""

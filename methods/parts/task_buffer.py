@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.base import Setting
+from clmem.methods.base import Setting
 
 FREE = -1
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from methods.base import Method, Network, Setting, Trunk
+from clmem.methods.base import Method, Network, Setting, Trunk
 
 Freezing = Literal["auto", "first_task", "frozen"]
 """When the trunk freezes. `frozen`: from the start, its weights being treated as pretrained. `first_task`: after

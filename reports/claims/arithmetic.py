@@ -11,7 +11,7 @@ from typing import Any
 
 from simpleeval import InvalidExpression, SimpleEval
 
-from harness.text import clean
+from clmem.harness.text import clean
 
 LONGEST = 1000
 """Characters of one formula; the longest of ours has a tenth of that."""

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness.errors import UsageError, nearest
-from harness.files import expand, read_toml
-from harness.spec import Scalar, spec_errors
-from harness.techniques import PLAIN
-from harness.text import clean, file_name
-from reports.claims.arithmetic import LARGEST, calculate
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.files import expand, read_toml
+from clmem.harness.spec import Scalar, spec_errors
+from clmem.harness.techniques import PLAIN
+from clmem.harness.text import clean, file_name
+from clmem.reports.claims.arithmetic import LARGEST, calculate
 
 Quantity = Literal["memory", "flops"]
 Expression = float | str

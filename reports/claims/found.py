@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from harness.techniques import LEAN, PLAIN
-from reports.claims.measured import Bench, Place
-from reports.claims.tables import flops_ratio, published_ratio, recomputed, rival
-from reports.tables import accuracy_text
-from reports.units import MIB, listed, mib
+from clmem.harness.techniques import LEAN, PLAIN
+from clmem.reports.claims.measured import Bench, Place
+from clmem.reports.claims.tables import flops_ratio, published_ratio, recomputed, rival
+from clmem.reports.tables import accuracy_text
+from clmem.reports.units import MIB, listed, mib
 
 RELEASED = "released"
 MEANINGS = {

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.environment import decides_bytes
-from harness.errors import UsageError
-from harness.results import LONGEST_PATH, RunResult, distinct, load_results
-from harness.techniques import PLAIN, Techniques
-from harness.text import clean
-from reports.cells import Cell, Section, sections
-from reports.claims.claim import Claim, Measure, Row
-from reports.load import check_same_data, told
+from clmem.harness.environment import decides_bytes
+from clmem.harness.errors import UsageError
+from clmem.harness.results import LONGEST_PATH, RunResult, distinct, load_results
+from clmem.harness.techniques import PLAIN, Techniques
+from clmem.harness.text import clean
+from clmem.reports.cells import Cell, Section, sections
+from clmem.reports.claims.claim import Claim, Measure, Row
+from clmem.reports.load import check_same_data, told
 
 ENVIRONMENT = ("clmem", "device", "system")
 """Parts of the environment that runs of one table must share, as well as what decides bytes.

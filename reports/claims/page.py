@@ -9,18 +9,18 @@ from typing import Any, get_args
 
 from tabulate import tabulate
 
-from harness.files import write_text
-from harness.text import clean, file_name
-from reports.claims import tables
-from reports.claims.claim import Claim, Fix, Ledger, Quantity
-from reports.claims.measured import Bench, Level
-from reports.claims.plots import draw_claim
-from reports.claims.surface import surface_table
-from reports.claims.verdict import verdict
-from reports.folders import plots_folder
-from reports.markup import LONGEST_AUTHORED, code, harmless, link, plain
-from reports.provenance import environment_table
-from reports.units import UNDEFINED, listed, mib, plural
+from clmem.harness.files import write_text
+from clmem.harness.text import clean, file_name
+from clmem.reports.claims import tables
+from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity
+from clmem.reports.claims.measured import Bench, Level
+from clmem.reports.claims.plots import draw_claim
+from clmem.reports.claims.surface import surface_table
+from clmem.reports.claims.verdict import verdict
+from clmem.reports.folders import plots_folder
+from clmem.reports.markup import LONGEST_AUTHORED, code, harmless, link, plain
+from clmem.reports.provenance import environment_table
+from clmem.reports.units import UNDEFINED, listed, mib, plural
 
 COLUMNS = 80
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.text import file_name
-from reports.claims.claim import Claim, Fix, Ledger
-from reports.claims.measured import Bench
-from reports.claims.surface import Line, batch_sizes, surface
-from reports.claims.tables import CHANGE, published_ratio, recomputed
-from reports.figures import new_figure, plot_style, save_figure
-from reports.plots import LINE_COLOURS, LINE_STYLES
-from reports.units import MIB
+from clmem.harness.text import file_name
+from clmem.reports.claims.claim import Claim, Fix, Ledger
+from clmem.reports.claims.measured import Bench
+from clmem.reports.claims.surface import Line, batch_sizes, surface
+from clmem.reports.claims.tables import CHANGE, published_ratio, recomputed
+from clmem.reports.figures import new_figure, plot_style, save_figure
+from clmem.reports.plots import LINE_COLOURS, LINE_STYLES
+from clmem.reports.units import MIB
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

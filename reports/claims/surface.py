@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.claims.claim import Claim
-from reports.claims.measured import NOT_MEASURED, Bench
-from reports.markup import Markdown
-from reports.tables import markdown_table
-from reports.units import listed
+from clmem.reports.claims.claim import Claim
+from clmem.reports.claims.measured import NOT_MEASURED, Bench
+from clmem.reports.markup import Markdown
+from clmem.reports.tables import markdown_table
+from clmem.reports.units import listed
 
 
 @dataclass(frozen=True)

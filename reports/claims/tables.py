@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.techniques import PLAIN
-from reports.cells import Section
-from reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
-from reports.claims.measured import NOT_MEASURED, Bench, Level, Place
-from reports.markup import Markdown, code, harmless
-from reports.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
-from reports.units import UNDEFINED, count, mib
+from clmem.harness.techniques import PLAIN
+from clmem.reports.cells import Section
+from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
+from clmem.reports.claims.measured import NOT_MEASURED, Bench, Level, Place
+from clmem.reports.markup import Markdown, code, harmless
+from clmem.reports.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
+from clmem.reports.units import UNDEFINED, count, mib
 
 CHANGE = 0.05
 """MB below which a correction has left a cell alone."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from reports.claims import found
-from reports.claims.claim import Claim, Fix, Quantity, Row
-from reports.claims.measured import Bench
-from reports.claims.surface import smaller_rows, surface_sentences
-from reports.claims.tables import headline_ratio, published_ratio, recomputed, within_tolerance
-from reports.units import listed, plural
+from clmem.reports.claims import found
+from clmem.reports.claims.claim import Claim, Fix, Quantity, Row
+from clmem.reports.claims.measured import Bench
+from clmem.reports.claims.surface import smaller_rows, surface_sentences
+from clmem.reports.claims.tables import headline_ratio, published_ratio, recomputed, within_tolerance
+from clmem.reports.units import listed, plural
 
 
 def verdict(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix] = ()) -> list[str]:

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from harness.results import Allocator, RunResult, load_result, save_result
-from harness.spec import RunSpec
-from reports.units import MIB, mib
+from clmem.harness.results import Allocator, RunResult, load_result, save_result
+from clmem.harness.spec import RunSpec
+from clmem.reports.units import MIB, mib
 
 ROOT = Path(__file__).parents[2]
 
 BENCHMARK = """
 from pathlib import Path
 
-from harness.results import save_result
-from harness.spec import RunSpec
+from clmem.harness.results import save_result
+from clmem.harness.spec import RunSpec
 
 SPEC = RunSpec(method="sgd", stream="split-fashion-mini", width=1, batch_size=4)
 
@@ -35,8 +35,8 @@ def test_bytes(peak_bytes):
 REPLAYED = """
 from pathlib import Path
 
-import bench.conftest
-from harness.results import load_results
+import clmem.bench.conftest
+from clmem.harness.results import load_results
 
 
 def test_bytes(peak_bytes, monkeypatch):
@@ -64,7 +64,7 @@ class Nightly:
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         storage = f"--benchmark-storage=file://{self.folder / 'store'}"
-        where = ("-c", ROOT / "pyproject.toml", "--rootdir", self.folder, "-p", "bench.conftest")
+        where = ("-c", ROOT / "pyproject.toml", "--rootdir", self.folder, "-p", "clmem.bench.conftest")
         return run_pytest(*where, storage, *options, self.folder / "test_tiny.py")
 
     @property

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
-from harness.errors import UsageError
+from clmem.bench.cli import main
+from clmem.harness.errors import UsageError
 
 
 def clmem(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.cli", *arguments]
+    command = [sys.executable, "-m", "clmem.bench.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 

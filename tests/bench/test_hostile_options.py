@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import typer
 
-import bench.app
-import bench.commands.measure
-import bench.commands.run
-import harness.fit
-import harness.prediction
-import harness.pretrain
-import harness.probe
-import reports.claims.page
-import reports.markdown
-from bench.cli import LONGEST, main
-from harness.errors import ClmemError
+import clmem.bench.app
+import clmem.bench.commands.measure
+import clmem.bench.commands.run
+import clmem.harness.fit
+import clmem.harness.prediction
+import clmem.harness.pretrain
+import clmem.harness.probe
+import clmem.reports.claims.page
+import clmem.reports.markdown
+from clmem.bench.cli import LONGEST, main
+from clmem.harness.errors import ClmemError
 
 LONG, DIGITS = "x" * 5000, "9" * 400
 TEXTS = (
@@ -54,7 +54,7 @@ BEFORE: dict[str, list[str]] = {
 }
 
 
-COMMANDS: Any = typer.main.get_command(bench.app.app)
+COMMANDS: Any = typer.main.get_command(clmem.bench.app.app)
 """What typer makes of the commands, once: making it takes three quarters of a call that is refused."""
 
 
@@ -78,16 +78,16 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(bench.app, "app", COMMANDS)
-    monkeypatch.setattr(bench.commands.measure, "run_specs", begin)
-    monkeypatch.setattr(bench.commands.run, "run_suite", begin)
+    monkeypatch.setattr(clmem.bench.app, "app", COMMANDS)
+    monkeypatch.setattr(clmem.bench.commands.measure, "run_specs", begin)
+    monkeypatch.setattr(clmem.bench.commands.run, "run_suite", begin)
     for module, work in (
-        (harness.prediction, "predict"),
-        (harness.pretrain, "pretrain"),
-        (harness.probe, "probe"),
-        (harness.fit, "fit"),
-        (reports.claims.page, "write_page"),  # which would write to any folder that is named
-        (reports.markdown, "write_report"),
+        (clmem.harness.prediction, "predict"),
+        (clmem.harness.pretrain, "pretrain"),
+        (clmem.harness.probe, "probe"),
+        (clmem.harness.fit, "fit"),
+        (clmem.reports.claims.page, "write_page"),  # which would write to any folder that is named
+        (clmem.reports.markdown, "write_report"),
     ):
         monkeypatch.setattr(module, work, begin)
 

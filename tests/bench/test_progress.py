@@ -6,10 +6,10 @@ import io
 
 from rich.console import Console
 
-from bench.progress import Bars
-from harness.results import RunResult
-from harness.runner import Present
-from harness.spec import RunSpec
+from clmem.bench.progress import Bars
+from clmem.harness.results import RunResult
+from clmem.harness.runner import Present
+from clmem.harness.spec import RunSpec
 
 
 def printed(result: RunResult | None = None, present: Present | None = None) -> str:

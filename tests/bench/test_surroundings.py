@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import bench.app
-from bench.cli import ADVICE, main
+import clmem.bench.app
+from clmem.bench.cli import ADVICE, main
 
 ROOT = Path(__file__).parents[2]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -26,7 +26,7 @@ def clmem(*arguments: str | bytes, flags: tuple[str, ...] = (), shell: str = "",
 
     shell: how it is called, with `"$@"` for the command.
     """
-    command = [sys.executable, *flags, "-m", "bench.cli", *arguments]
+    command = [sys.executable, *flags, "-m", "clmem.bench.cli", *arguments]
     whole = ["bash", "-o", "pipefail", "-c", shell, "bash", *command] if shell else command
     path = os.pathsep.join(filter(None, [str(ROOT), environment.pop("PYTHONPATH", "")]))
     done = subprocess.run(
@@ -81,7 +81,7 @@ def test_an_end_that_clmem_did_not_ask_for_is_a_failure(
     def call(arguments: list[str]) -> int:
         raise SystemExit(code)
 
-    monkeypatch.setattr(bench.app, "call", call)
+    monkeypatch.setattr(clmem.bench.app, "call", call)
     monkeypatch.setattr(sys, "argv", ["clmem", "list", "methods"])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -132,7 +132,7 @@ def test_python_without_docstrings_and_asserts_lists_and_measures() -> None:
 
 
 def test_broken_plug_ins_are_listed_with_their_reason_beside_the_others(tmp_path: Path) -> None:
-    (tmp_path / "plugins.py").write_text("from methods.sgd import SGD\nclass Mute(SGD):\n    name = 'mute'\n")
+    (tmp_path / "plugins.py").write_text("from clmem.methods.sgd import SGD\nclass Mute(SGD):\n    name = 'mute'\n")
     (tmp_path / "broken.py").write_text("print('a banner')\nraise RuntimeError('[/red] out of order')\n")
     info = tmp_path / "plugins-1.0.dist-info"
     info.mkdir()
@@ -175,7 +175,7 @@ sys.meta_path.insert(0, Interrupt())
 
 
 def test_ctrl_c_at_the_end_leaves_no_traceback() -> None:
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.cli", "predict", "sgd", "--width", "1"]
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "clmem.bench.cli", "predict", "sgd", "--width", "1"]
     process = subprocess.Popen(
         command, env={**PYTHON, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.tune import SEARCH, Search, load_search, score, table
-from harness.errors import UsageError
-from harness.registry import method_class, method_config, method_names
-from harness.results import RunResult
+from clmem.bench.tune import SEARCH, Search, load_search, score, table
+from clmem.harness.errors import UsageError
+from clmem.harness.registry import method_class, method_config, method_names
+from clmem.harness.results import RunResult
 
 
 def search(**grid: dict[str, list[object]]) -> Search:

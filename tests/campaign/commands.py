@@ -47,7 +47,7 @@ def judge(tally: Tally, command: Command, folder: Path) -> subprocess.CompletedP
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, **command.environment}
     process = subprocess.Popen(
-        [sys.executable, *command.python, "-m", "bench.cli", *command.arguments],
+        [sys.executable, *command.python, "-m", "clmem.bench.cli", *command.arguments],
         cwd=folder,
         env={name: value for name, value in environment.items() if value != "(unset)"},
         stdin=subprocess.DEVNULL,

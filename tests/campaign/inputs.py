@@ -29,20 +29,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from harness.build import Run, build
-from harness.checkpoint import Checkpoint, Course, UnusableCheckpointError
-from harness.directory import run_suite
-from harness.errors import ClmemError
-from harness.execution.monitor import Unwatched
-from harness.networks import build_network
-from harness.results import load_result
-from harness.spec import RunSpec
-from harness.streams.folder import open_folder
-from harness.suite import load_suite
-from harness.weights import load_weights
-from reports.claims.claim import FOLDER as CLAIMS
-from reports.claims.claim import load_claim
-from reports.markdown import write_report
+from clmem.harness.build import Run, build
+from clmem.harness.checkpoint import Checkpoint, Course, UnusableCheckpointError
+from clmem.harness.directory import run_suite
+from clmem.harness.errors import ClmemError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.networks import build_network
+from clmem.harness.results import load_result
+from clmem.harness.spec import RunSpec
+from clmem.harness.streams.folder import open_folder
+from clmem.harness.suite import load_suite
+from clmem.harness.weights import load_weights
+from clmem.reports.claims.claim import FOLDER as CLAIMS
+from clmem.reports.claims.claim import load_claim
+from clmem.reports.markdown import write_report
 from tests.campaign.faults import SUITE
 from tests.campaign.mutations import damaged_bytes, damaged_json, damaged_toml
 from tests.campaign.samples import Malicious, bomb, sound_results
@@ -301,7 +301,7 @@ class Inputs:
 
     def archives(self) -> None:
         """Prepare data sets from damaged archives and from other files under their names."""
-        from harness.streams import cifar, idx, tinyimagenet
+        from clmem.harness.streams import cifar, idx, tinyimagenet
 
         bomb = gzip.compress(bytes(200 * 2**20), 9)
         tar = io.BytesIO()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.results import load_result
+from clmem.harness.results import load_result
 from tests.campaign.tally import Tally
 from tests.harness import rogue
 
@@ -98,7 +98,7 @@ def kill_at_random(tally: Tally, folder: Path, seconds: float, seed: int) -> Non
 
 
 def _start(suite: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bench.cli", "run", str(suite), "--out", str(out), *options]
+    command = [sys.executable, "-m", "clmem.bench.cli", "run", str(suite), "--out", str(out), *options]
     # a background job of a shell ignores Ctrl-C, and so would everything it starts
     return subprocess.Popen(
         ["env", "--default-signal=INT", *command],

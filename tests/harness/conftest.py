@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import checks
+from clmem.harness import checks
 
 Install = Callable[..., None]
 

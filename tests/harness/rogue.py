@@ -7,7 +7,7 @@ from pathlib import Path
 MODULE = """
 import os, signal, subprocess, time
 import torch
-from methods.sgd import SGD
+from clmem.methods.sgd import SGD
 
 class Hoarder(SGD):
     name = "rogue-hoarder"

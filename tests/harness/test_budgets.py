@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from harness.budgets import MIB, boards, budget
-from harness.checks import check_spec
-from harness.devices import limit_process
-from harness.errors import UsageError
-from harness.job import Job, Outcome
-from harness.prediction import predicted_peak_bytes
-from harness.processes import Workers
-from harness.results import RunResult
-from harness.spec import RunSpec
-from reports.cells import Setting
+from clmem.harness.budgets import MIB, boards, budget
+from clmem.harness.checks import check_spec
+from clmem.harness.devices import limit_process
+from clmem.harness.errors import UsageError
+from clmem.harness.job import Job, Outcome
+from clmem.harness.prediction import predicted_peak_bytes
+from clmem.harness.processes import Workers
+from clmem.harness.results import RunResult
+from clmem.harness.spec import RunSpec
+from clmem.reports.cells import Setting
 
 ONLY_SGD = {"method": "sgd", "stream": "synthetic-cifar10", "width": 8}
 

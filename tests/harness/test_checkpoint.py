@@ -17,17 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import checkpoint as checkpoint_module
-from harness.build import Run, build
-from harness.checkpoint import DIGEST_BYTES, Checkpoint, UnusableCheckpointError
-from harness.errors import ClmemError
-from harness.execution.monitor import Unwatched
-from harness.registry import method_names
-from harness.results import Accuracy
-from harness.spec import RunSpec
-from harness.techniques import LEAN, PLAIN
-from harness.training import Progress, Schedule, train
-from methods.sgd import SGD
+from clmem.harness import checkpoint as checkpoint_module
+from clmem.harness.build import Run, build
+from clmem.harness.checkpoint import DIGEST_BYTES, Checkpoint, UnusableCheckpointError
+from clmem.harness.errors import ClmemError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.registry import method_names
+from clmem.harness.results import Accuracy
+from clmem.harness.spec import RunSpec
+from clmem.harness.techniques import LEAN, PLAIN
+from clmem.harness.training import Progress, Schedule, train
+from clmem.methods.sgd import SGD
 
 STEPS = (2, 3, 2)
 KEY = {"run": "this one"}

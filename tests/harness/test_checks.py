@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import checks
-from harness.build import build
-from harness.checks import check_batch_norms, check_spec
-from harness.errors import ClmemError, UsageError
-from harness.execution.monitor import Unwatched
-from harness.prediction import record
-from harness.registry import method_names
-from harness.spec import RunSpec, Sources
-from harness.suite import load_suite
+from clmem.harness import checks
+from clmem.harness.build import build
+from clmem.harness.checks import check_batch_norms, check_spec
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.prediction import record
+from clmem.harness.registry import method_names
+from clmem.harness.spec import RunSpec, Sources
+from clmem.harness.suite import load_suite
 
 PIXEL = {"stream": "synthetic-32px", "network": "resnet18-imagenet", "width": 2, "replay_size": 2, "buffer_size": 4}
 """A run whose last maps are one pixel."""
@@ -107,7 +107,7 @@ def test_nothing_is_built_with_values_to_check_a_suite(monkeypatch: pytest.Monke
 
 
 PLUGIN = """
-from methods.sgd import SGD
+from clmem.methods.sgd import SGD
 
 class Wrong(SGD):
     name = "wrong"

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import devices
-from harness.errors import UsageError
-from harness.memory import nvml
-from harness.spec import RunSpec
-from harness.targets import allocator_of, device_of
+from clmem.harness import devices
+from clmem.harness.errors import UsageError
+from clmem.harness.memory import nvml
+from clmem.harness.spec import RunSpec
+from clmem.harness.targets import allocator_of, device_of
 
 
 @pytest.mark.parametrize(

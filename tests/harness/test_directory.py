@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from harness import directory as directory_module
-from harness.directory import run_suite
-from harness.errors import UsageError
-from harness.metrics import scenario_metrics
-from harness.registry import method_class
-from harness.results import Accuracy, RunResult, load_results, save_result
-from harness.runner import Present, Watcher, checkpoint_path
-from harness.source import measuring_digest, method_digest
-from harness.spec import RunSpec
-from harness.suite import Suite, load_suite
+from clmem.harness import directory as directory_module
+from clmem.harness.directory import run_suite
+from clmem.harness.errors import UsageError
+from clmem.harness.metrics import scenario_metrics
+from clmem.harness.registry import method_class
+from clmem.harness.results import Accuracy, RunResult, load_results, save_result
+from clmem.harness.runner import Present, Watcher, checkpoint_path
+from clmem.harness.source import measuring_digest, method_digest
+from clmem.harness.spec import RunSpec
+from clmem.harness.suite import Suite, load_suite
 from tests.harness.tiny import TINY, write
 
 
@@ -361,10 +361,10 @@ def workers_of(parent: int) -> list[int]:
 
 def start(suite: Path, out: Path, plugin: Path) -> subprocess.Popen[bytes]:
     # a background job of a shell ignores Ctrl-C, and so would everything it starts, these tests included
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.cli", "run", str(suite), "--out", str(out)]
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "clmem.bench.cli", "run", str(suite)]
     variables = {**os.environ, "PYTHONPATH": f"{plugin}{os.pathsep}{Path(__file__).parents[2]}"}
     return subprocess.Popen(
-        [*command, "--jobs", "1"],
+        [*command, "--out", str(out), "--jobs", "1"],
         env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -380,7 +380,7 @@ def wait_for_results(process: subprocess.Popen[bytes], out: Path, count: int) ->
 PATIENT = """
 import os, time
 from pathlib import Path
-from methods.er import ER
+from clmem.methods.er import ER
 
 HERE = Path(__file__).parent
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from harness.build import build
-from harness.execution.monitor import Unwatched
-from harness.prediction import predicted_peak_bytes
-from harness.registry import method_class, method_names
-from harness.spec import RunSpec
-from harness.training import Progress, Schedule, train
-from methods.base import Batch
+from clmem.harness.build import build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.prediction import predicted_peak_bytes
+from clmem.harness.registry import method_class, method_names
+from clmem.harness.spec import RunSpec
+from clmem.harness.training import Progress, Schedule, train
+from clmem.methods.base import Batch
 
 
 def test_every_method_learns_from_the_same_batches() -> None:

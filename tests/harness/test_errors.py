@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import blame, nearest
-from harness.text import clean
+from clmem.harness.errors import blame, nearest
+from clmem.harness.text import clean
 
 
 def test_a_misspelt_name_is_compared_and_an_unlike_one_gets_the_list() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness.errors import UsageError
-from harness.job import Job, Outcome
-from harness.processes import Workers
-from harness.registry import method_class
-from harness.results import RunResult, load_result, save_result
-from harness.runner import run_specs
-from harness.source import measuring_digest, method_digest
-from harness.spec import RunSpec
-from harness.worker import is_out_of_memory
+from clmem.harness.errors import UsageError
+from clmem.harness.job import Job, Outcome
+from clmem.harness.processes import Workers
+from clmem.harness.registry import method_class
+from clmem.harness.results import RunResult, load_result, save_result
+from clmem.harness.runner import run_specs
+from clmem.harness.source import measuring_digest, method_digest
+from clmem.harness.spec import RunSpec
+from clmem.harness.worker import is_out_of_memory
 from tests.harness import rogue
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
-from harness.files import DEEPEST_TOML, expand, read_text, read_toml, regular, remove_unfinished, replacing, write_bytes
+from clmem.harness.errors import UsageError
+from clmem.harness.files import (
+    DEEPEST_TOML,
+    expand,
+    read_text,
+    read_toml,
+    regular,
+    remove_unfinished,
+    replacing,
+    write_bytes,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

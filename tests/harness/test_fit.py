@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import fit as fitting
-from harness.budgets import MIB
-from harness.errors import UsageError
-from harness.fit import Fit, Point, fit
-from harness.memory.caching import OutOfReservedError
-from harness.prediction import predict
-from harness.spec import RunSpec
-from reports.fits import answer, fit_json, fit_table
+from clmem.harness import fit as fitting
+from clmem.harness.budgets import MIB
+from clmem.harness.errors import UsageError
+from clmem.harness.fit import Fit, Point, fit
+from clmem.harness.memory.caching import OutOfReservedError
+from clmem.harness.prediction import predict
+from clmem.harness.spec import RunSpec
+from clmem.reports.fits import answer, fit_json, fit_table
 
 
 def spec(**changes: Any) -> RunSpec:

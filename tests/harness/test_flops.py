@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness import flops
-from harness.build import build
-from harness.execution.monitor import Unwatched
-from harness.flops import count_flops
-from harness.registry import method_names
-from harness.spec import NOWHERE, RunSpec
-from harness.training import Progress, short_schedule, train
+from clmem.harness import flops
+from clmem.harness.build import build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.flops import count_flops
+from clmem.harness.registry import method_names
+from clmem.harness.spec import NOWHERE, RunSpec
+from clmem.harness.training import Progress, short_schedule, train
 
 READS_VALUES = {"sparcl-er", "sparcl-derpp"}
 """Methods whose steps depend on values, so that one must really be taken."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.environment import environment, vectors
-from harness.inherited import worker_environment
-from harness.job import Job, Pass
-from harness.spec import RunSpec
+from clmem.harness.environment import environment, vectors
+from clmem.harness.inherited import worker_environment
+from clmem.harness.job import Job, Pass
+from clmem.harness.spec import RunSpec
 
 CALM = {"PATH": "/usr/bin", "HOME": "/home/somebody", "PYTHONPATH": "/theirs", "CLMEM_CACHE": "/cache"}
 STEERING = {
@@ -65,14 +65,16 @@ def test_a_cap_under_either_name_is_a_fact_about_a_result(
     for other in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(other, raising=False)
     flags = "avx2 avx512f avx512vl avx512bw avx512dq"
-    monkeypatch.setattr("harness.environment._cpu_fields", lambda: {"flags": flags})
+    monkeypatch.setattr("clmem.harness.environment._cpu_fields", lambda: {"flags": flags})
     monkeypatch.setenv(name, cap)
     found = environment()
     assert (found["vectors"], found["allocator"][name]) == (expected, cap)
 
 
 def test_the_newer_name_of_a_cap_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.environment._cpu_fields", lambda: {"flags": "avx2 avx512f avx512vl avx512bw avx512dq"})
+    monkeypatch.setattr(
+        "clmem.harness.environment._cpu_fields", lambda: {"flags": "avx2 avx512f avx512vl avx512bw avx512dq"}
+    )
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
     assert vectors() == "AVX512"

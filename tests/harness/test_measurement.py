@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.job import Outcome, Pass
-from harness.measurement import assemble, passes
-from harness.results import Accuracy, Footprint, PhaseFootprint, RunResult, Timeline, Unified
-from harness.spec import RunSpec
+from clmem.harness.job import Outcome, Pass
+from clmem.harness.measurement import assemble, passes
+from clmem.harness.results import Accuracy, Footprint, PhaseFootprint, RunResult, Timeline, Unified
+from clmem.harness.spec import RunSpec
 
 MEMORY = RunSpec(method="sgd")
 ACCURACY = RunSpec(method="sgd", measure="accuracy")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.metrics import (
+from clmem.harness.metrics import (
     accuracy,
     backward_transfer,
     forgetting_first,
@@ -15,7 +15,7 @@ from harness.metrics import (
     matrix_metrics,
     scenario_metrics,
 )
-from harness.results import Accuracy
+from clmem.harness.results import Accuracy
 
 # Task 0 improves once more before it is forgotten, so the two kinds of forgetting differ.
 FORGETS = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.errors import UsageError
-from harness.networks import build_network
+from clmem.harness.errors import UsageError
+from clmem.harness.networks import build_network
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(10, 11_173_962), (200, 11_271_432)])

@@ -8,7 +8,7 @@ import resource
 import numpy as np
 import pytest
 
-from harness.out_of_memory import is_limited, means_out_of_memory, says_out_of_memory
+from clmem.harness.out_of_memory import is_limited, means_out_of_memory, says_out_of_memory
 
 ALWAYS = [
     MemoryError(),

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from harness.environment import vectors
-from harness.errors import ClmemError, UsageError
-from harness.memory.caching import OutOfReservedError
-from harness.memory.predicted import ShapeRecorder
-from harness.memory.recorder import LogRecorder
-from harness.memory.scratch import CUDNN
-from harness.output import printing_to_stderr
-from harness.prediction import predict, predicted_peak_bytes, predicted_peaks, why_incomparable
-from harness.results import RunResult
-from harness.runner import run_specs
-from harness.spec import RunSpec
-from methods.base import Batch, Outputs
-from methods.sgd import SGD
-from reports.terminal import measure_json, measure_table, prediction_json, prediction_table
+from clmem.harness.environment import vectors
+from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.memory.caching import OutOfReservedError
+from clmem.harness.memory.predicted import ShapeRecorder
+from clmem.harness.memory.recorder import LogRecorder
+from clmem.harness.memory.scratch import CUDNN
+from clmem.harness.output import printing_to_stderr
+from clmem.harness.prediction import predict, predicted_peak_bytes, predicted_peaks, why_incomparable
+from clmem.harness.results import RunResult
+from clmem.harness.runner import run_specs
+from clmem.harness.spec import RunSpec
+from clmem.methods.base import Batch, Outputs
+from clmem.methods.sgd import SGD
+from clmem.reports.terminal import measure_json, measure_table, prediction_json, prediction_table
 
 FEW_BYTES = 64
 """Numbers that torch wraps into tensors of a few bytes are not seen where nothing runs."""
@@ -108,7 +108,7 @@ def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
     cap: str, forward: list[int], of_input: list[int], of_weight: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the real allocator's log has it for the same calls on such processors (torch 2.15), in the order of a peak."""
-    monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda: cap)
+    monkeypatch.setattr("clmem.harness.memory.scratch.vectors_here", lambda: cap)
     x, weight = torch.randn(8, 37, 32, 32, device="meta"), torch.randn(21, 37, 3, 3, device="meta")
     recorder = ShapeRecorder()
     recorder.start()
@@ -363,9 +363,9 @@ def test_runs_are_predicted_for_the_vectors_that_they_had(monkeypatch: pytest.Mo
     here = vectors()
     peaks = {}
     for cap in ("AVX2", "AVX512"):
-        monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda cap=cap: cap)
+        monkeypatch.setattr("clmem.harness.memory.scratch.vectors_here", lambda cap=cap: cap)
         peaks[cap] = predicted_peak_bytes(result("sgd").spec)
-    monkeypatch.setattr("harness.memory.scratch.vectors_here", lambda: here)
+    monkeypatch.setattr("clmem.harness.memory.scratch.vectors_here", lambda: here)
     runs = [result("sgd", vectors="AVX2"), result("sgd", vectors="AVX512"), result("sgd")]
     found = [peak.peak_bytes for peak in predicted_peaks(runs)]
     assert peaks["AVX2"] != peaks["AVX512"]

@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from harness.build import build
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.pretrain import Pretrained, pretrain
-from harness.registry import method_class, method_config
-from harness.spec import RunSpec, Sources, weights_label
-from harness.training import Progress
+from clmem.harness.build import build
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.pretrain import Pretrained, pretrain
+from clmem.harness.registry import method_class, method_config
+from clmem.harness.spec import RunSpec, Sources, weights_label
+from clmem.harness.training import Progress
 
 
 class Stopped(Exception):
@@ -114,7 +114,7 @@ def test_a_folder_of_images_makes_a_trunk(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_weights_that_could_not_be_written_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.pretrain.build", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("clmem.harness.pretrain.build", lambda *_: pytest.fail("the work began"))
     os.mkfifo(tmp_path / "pipe")
     for out in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UsageError, match="is no file, so the weights cannot take its place"):

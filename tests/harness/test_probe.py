@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench.app import app
-from harness.build import build
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.probe import probe
-from harness.spec import RunSpec
-from harness.training import Progress, Schedule, train
+from clmem.bench.app import app
+from clmem.harness.build import build
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.probe import probe
+from clmem.harness.spec import RunSpec
+from clmem.harness.training import Progress, Schedule, train
 
 BOUNDARIES = ("layer2", "fc")
 

@@ -16,15 +16,15 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import processes
-from harness.errors import UsageError
-from harness.job import Job, Outcome
-from harness.memory.cublas import PINNED_CUBLAS
-from harness.memory.jetson import Meminfo, UnifiedSampler
-from harness.processes import Workers
-from harness.results import RunResult
-from harness.runner import run_specs
-from harness.spec import RunSpec
+from clmem.harness import processes
+from clmem.harness.errors import UsageError
+from clmem.harness.job import Job, Outcome
+from clmem.harness.memory.cublas import PINNED_CUBLAS
+from clmem.harness.memory.jetson import Meminfo, UnifiedSampler
+from clmem.harness.processes import Workers
+from clmem.harness.results import RunResult
+from clmem.harness.runner import run_specs
+from clmem.harness.spec import RunSpec
 from tests.harness.memory.test_jetson import board
 from tests.harness.memory.test_tegrastats import LINES
 
@@ -225,10 +225,10 @@ def children_of_workers(suite: int, before: set[int]) -> list[list[str]]:
 
 SUITE = f"""
 import sys
-from harness import processes
+from clmem.harness import processes
 processes.BOOTSTRAP = {f"{BEGIN}{'; '.join(FORKS.values())}; time.sleep(100)"!r}
 sys.argv = ["clmem", "measure", "sgd", "--width", "1"]
-from bench.cli import main
+from clmem.bench.cli import main
 main()
 """
 

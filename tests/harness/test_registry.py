@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import registry
-from harness.errors import UsageError
-from harness.registry import method_class, method_config, method_names
-from harness.spec import RunSpec
+from clmem.harness import registry
+from clmem.harness.errors import UsageError
+from clmem.harness.registry import method_class, method_config, method_names
+from clmem.harness.spec import RunSpec
 
 Install = Callable[..., None]
-GOOD = "from methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
+GOOD = "from clmem.methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
 
 
 def refusal(name: str) -> str:
@@ -35,13 +35,13 @@ def refusal(name: str) -> str:
         ("class Own(BaseException): pass\nraise Own('no')", "Own: no"),
         ("def broken(:\n", "SyntaxError: "),
         ("x = 1", "has no attribute 'Bad'"),
-        ("Bad = 3", "is no subclass of methods.base.Method"),
-        ("class Bad: pass", "is no subclass of methods.base.Method"),
-        ("from methods.base import Method\nclass Bad(Method): pass", "has no usable 'name'"),
-        ("from methods.sgd import SGD\nclass Bad(SGD): presets = ['a']", "has no usable 'presets'"),
-        ("from methods.sgd import SGD\nclass Bad(SGD): tuned = {'a': 1}", "has no usable 'tuned'"),
-        ("from methods.sgd import SGD\nclass Bad(SGD): lean = None", "has no usable 'lean'"),
-        ("from methods.sgd import SGD\nclass Bad(SGD): Config = dict", "has no usable 'Config'"),
+        ("Bad = 3", "is no subclass of clmem.methods.base.Method"),
+        ("class Bad: pass", "is no subclass of clmem.methods.base.Method"),
+        ("from clmem.methods.base import Method\nclass Bad(Method): pass", "has no usable 'name'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): presets = ['a']", "has no usable 'presets'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): tuned = {'a': 1}", "has no usable 'tuned'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): lean = None", "has no usable 'lean'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): Config = dict", "has no usable 'Config'"),
         ("raise ValueError('\\x1b[31m\\n' + 'x' * 10**6)", "ValueError: "),
     ],
 )

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.errors import UsageError
-from harness.results import LARGEST_BYTES, RunResult, distinct, load_result, load_results, save_result
-from harness.spec import RunSpec
+from clmem.harness.errors import UsageError
+from clmem.harness.results import LARGEST_BYTES, RunResult, distinct, load_result, load_results, save_result
+from clmem.harness.spec import RunSpec
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "reports" / "published").glob("*/results.tar.gz"))
 Change = Callable[[dict[str, Any]], None]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.build import build
-from harness.execution.monitor import Unwatched
-from harness.spec import RunSpec
-from harness.training import short_schedule
-from methods.base import Method
-from methods.joint import Joint
-from methods.sgd import SGD
+from clmem.harness.build import build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.spec import RunSpec
+from clmem.harness.training import short_schedule
+from clmem.methods.base import Method
+from clmem.methods.joint import Joint
+from clmem.methods.sgd import SGD
 
 
 @pytest.mark.parametrize(

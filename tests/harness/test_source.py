@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import source
-from harness.registry import method_class
-from harness.source import measuring_digest, method_digest
+from clmem.harness import source
+from clmem.harness.registry import method_class
+from clmem.harness.source import measuring_digest, method_digest
 
 FILES = {
     "mine/__init__.py": "",
     "mine/idea.py": "from mine.base import Base\nfrom .parts import buffer\nclass Idea(Base):\n    pass\n",
-    "mine/base.py": "from methods.sgd import SGD\nclass Base(SGD):\n    name = 'idea'\n",
+    "mine/base.py": "from clmem.methods.sgd import SGD\nclass Base(SGD):\n    name = 'idea'\n",
     "mine/parts/__init__.py": "",
     "mine/parts/buffer.py": "def late():\n    import mine.deep\n",
     "mine/deep.py": "SIZE = 1\n",
@@ -94,16 +94,16 @@ def test_a_base_in_our_methods_belongs_to_a_plug_in(folder: Path, monkeypatch: p
     before = digest(folder)
     changed = folder / "sgd.py"
     changed.write_text("# another sgd\n")
-    monkeypatch.setattr(sys.modules["methods.sgd"], "__file__", str(changed))
+    monkeypatch.setattr(sys.modules["clmem.methods.sgd"], "__file__", str(changed))
     assert digest(folder) != before
 
 
 def test_a_piece_of_our_methods_that_a_plug_in_imports_belongs_to_it(folder: Path) -> None:
-    late = FILES["mine/deep.py"] + "def late():\n    from methods.parts.reservoir import Reservoir\n"
+    late = FILES["mine/deep.py"] + "def late():\n    from clmem.methods.parts.reservoir import Reservoir\n"
     digest(folder, **{"mine/deep.py": late})
-    files = source._method_files(("mine.idea", "mine.base", "methods.sgd"))
-    assert "methods/parts/reservoir.py" in files
-    assert "methods/er.py" not in files
+    files = source._method_files(("mine.idea", "mine.base", "clmem.methods.sgd"))
+    assert "clmem/methods/parts/reservoir.py" in files
+    assert "clmem/methods/er.py" not in files
 
 
 @pytest.mark.parametrize("name", ["helper.py", "help/__init__.py", "help/deep.py"])
@@ -181,8 +181,8 @@ def test_what_measures_is_no_part_of_a_method(folder: Path, monkeypatch: pytest.
 def test_our_methods_reach_none_of_each_other_but_their_bases() -> None:
     for name in ("er", "derpp", "ewc"):
         files = source._method_files(tuple(base.__module__ for base in method_class(name).__mro__))
-        assert {"methods/__init__.py", "methods/base.py", f"methods/{name}.py"} == {
-            file for file in files if not file.startswith("methods/parts/")
+        assert {"clmem/methods/__init__.py", "clmem/methods/base.py", f"clmem/methods/{name}.py"} == {
+            file for file in files if not file.startswith("clmem/methods/parts/")
         }
 
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.build import build
-from harness.errors import UsageError
-from harness.execution.monitor import Unwatched
-from harness.spec import RunSpec, Scalar, spec_errors, weights_label
+from clmem.harness.build import build
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.spec import RunSpec, Scalar, spec_errors, weights_label
 
 
 def test_settings_in_another_order_are_the_same_run() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import suite as suite_module
-from harness.errors import UsageError
-from harness.suite import load_suite
+from clmem.harness import suite as suite_module
+from clmem.harness.errors import UsageError
+from clmem.harness.suite import load_suite
 from tests.harness.tiny import TINY, write
 
 

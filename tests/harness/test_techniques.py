@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.registry import method_class, method_names
-from harness.spec import RunSpec
-from harness.techniques import LEAN, PLAIN, Techniques, canonical, techniques
+from clmem.harness.errors import UsageError
+from clmem.harness.registry import method_class, method_names
+from clmem.harness.spec import RunSpec
+from clmem.harness.techniques import LEAN, PLAIN, Techniques, canonical, techniques
 
 
 def test_plain_is_nothing_and_lean_is_the_methods_own_preset() -> None:

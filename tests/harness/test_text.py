@@ -7,7 +7,7 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.text import LONGEST, clean, file_name
+from clmem.harness.text import LONGEST, clean, file_name
 
 ANYTHING = st.text(st.characters(codec=None), max_size=200)
 """Lone surrogates and control characters too."""

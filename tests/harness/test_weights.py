@@ -25,11 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.errors import UsageError
-from harness.memory.recorder import LogRecorder
-from harness.networks import ResNet18, build_network
-from harness.spec import weights_label
-from harness.weights import load_weights, save_weights
+from clmem.harness.errors import UsageError
+from clmem.harness.memory.recorder import LogRecorder
+from clmem.harness.networks import ResNet18, build_network
+from clmem.harness.spec import weights_label
+from clmem.harness.weights import load_weights, save_weights
 
 State = dict[str, Tensor]
 
@@ -210,7 +210,7 @@ def test_a_file_that_brings_code_is_refused_and_the_code_does_not_run(kind: str,
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_pickled_network_is_refused_with_its_class_and_what_to_do(zipped: bool, tmp_path: Path) -> None:
     message = refusal(saved(tmp_path, network(), _use_new_zipfile_serialization=zipped))
-    assert "harness.networks.ResNet18" in message
+    assert "clmem.harness.networks.ResNet18" in message
     assert "torch.save(network.state_dict(), file), or as safetensors" in message
 
 

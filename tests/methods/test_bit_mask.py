@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.parts.bit_mask import MASKS, BitMask, FloatMask, MaskKind
+from clmem.methods.parts.bit_mask import MASKS, BitMask, FloatMask, MaskKind
 
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.parts.data_removal import DataRemoval, removals_until
+from clmem.methods.parts.data_removal import DataRemoval, removals_until
 from tests.methods.toys import make_setting, two_layers
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import UsageError
-from harness.networks import ResNet18
-from harness.registry import method_class, method_config, method_names
-from harness.spec import RunSpec
-from methods.base import Method
+from clmem.harness.errors import UsageError
+from clmem.harness.networks import ResNet18
+from clmem.harness.registry import method_class, method_config, method_names
+from clmem.harness.spec import RunSpec
+from clmem.methods.base import Method
 from tests.methods.toys import NUM_CLASSES, declared, make_batch, make_method, make_task, run_task, two_layers
 
 NAMES = method_names()
@@ -103,7 +103,7 @@ def test_the_same_seed_learns_the_same_weights(name: str) -> None:
 def test_every_setting_says_where_its_default_comes_from(name: str) -> None:
     fields = method_class(name).Config.model_fields
     assert all(field.description for field in fields.values())
-    assert method_class(name).__module__ == f"methods.{name.replace('-', '_')}"
+    assert method_class(name).__module__ == f"clmem.methods.{name.replace('-', '_')}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.execution.step import Execution
-from harness.registry import method_config
-from harness.spec import RunSpec
-from methods.base import Batch, Outputs, Task
-from methods.ewc import EWC
+from clmem.harness.execution.step import Execution
+from clmem.harness.registry import method_config
+from clmem.harness.spec import RunSpec
+from clmem.methods.base import Batch, Outputs, Task
+from clmem.methods.ewc import EWC
 from tests.methods.toys import NUM_CLASSES, TwoLayers, declared, make_batch, make_method, make_task, two_layers
 
 LR, STRENGTH, GAMMA = 0.1, 30.0, 0.6

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.execution.step import Execution
-from methods.base import Outputs, Task
-from methods.fdr import FDR
-from methods.parts.task_buffer import TaskBuffer
+from clmem.harness.execution.step import Execution
+from clmem.methods.base import Outputs, Task
+from clmem.methods.fdr import FDR
+from clmem.methods.parts.task_buffer import TaskBuffer
 from tests.methods.toys import (
     NUM_CLASSES,
     TwoLayers,

@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from harness.errors import UsageError
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from methods.base import Method, Outputs, Trunk
-from methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.methods.base import Method, Outputs, Trunk
+from clmem.methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
 from tests.methods.toys import (
     NUM_CLASSES,
     declared,

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from methods.base import Batch, Method, Trunk
-from methods.lightcl_sparse import LightCLSparse
-from methods.parts.channels import Ranking, convolutions, kept_channels, pruned_weights, top_channels
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.methods.base import Batch, Method, Trunk
+from clmem.methods.lightcl_sparse import LightCLSparse
+from clmem.methods.parts.channels import Ranking, convolutions, kept_channels, pruned_weights, top_channels
 from tests.methods.toys import (
     NUM_CLASSES,
     TwoLayers,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch
+from clmem.methods.base import Batch
 from tests.methods.toys import (
     TwoLayers,
     assert_same,

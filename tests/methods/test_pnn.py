@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.build import build
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from harness.spec import RunSpec
-from harness.training import Progress, Schedule, train
-from methods.base import Batch, Outputs
-from methods.parts.columns import Column
-from methods.pnn import PNN
+from clmem.harness.build import build
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.harness.spec import RunSpec
+from clmem.harness.training import Progress, Schedule, train
+from clmem.methods.base import Batch, Outputs
+from clmem.methods.parts.columns import Column
+from clmem.methods.pnn import PNN
 from tests.methods.toys import NUM_CLASSES, declared, make_batch, make_method, make_task, run_task, two_layers
 
 WIDTH, LR = 2, 0.2

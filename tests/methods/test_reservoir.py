@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.parts.reservoir import Reservoir
+from clmem.methods.parts.reservoir import Reservoir
 from tests.methods.toys import make_setting
 
 

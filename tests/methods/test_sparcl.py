@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.errors import UsageError
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from harness.registry import method_config
-from harness.spec import RunSpec
-from methods.base import Batch, Outputs
-from methods.parts.sparcl import SparCL
-from methods.parts.sparse_training import (
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.harness.registry import method_config
+from clmem.harness.spec import RunSpec
+from clmem.methods.base import Batch, Outputs
+from clmem.methods.parts.sparcl import SparCL
+from clmem.methods.parts.sparse_training import (
     masked_weights,
     open_count,
     update_at,

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.parts.sparse_training import (
+from clmem.methods.parts.sparse_training import (
     SparseConfig,
     SparseTraining,
     bounds,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.networks import ResNet18
-from methods.base import Trunk
-from methods.head_only import HeadOnly
+from clmem.harness.networks import ResNet18
+from clmem.methods.base import Trunk
+from clmem.methods.head_only import HeadOnly
 from tests.methods.toys import (
     TwoLayers,
     assert_same,

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.registry import method_class
-from harness.techniques import PLAIN, techniques
-from methods.base import Batch, Method, Network, Setting, Task
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.registry import method_class
+from clmem.harness.techniques import PLAIN, techniques
+from clmem.methods.base import Batch, Method, Network, Setting, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3
 NUM_CLASSES = CLASSES_PER_TASK * NUM_TASKS

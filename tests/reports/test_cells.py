@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.errors import UsageError
-from harness.results import RunResult
-from reports.cells import Cell, sections
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult
+from clmem.reports.cells import Cell, sections
 
 MakeRun = Callable[..., RunResult]
 MIB = 2**20

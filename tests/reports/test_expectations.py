@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.results import RunResult
-from reports.cells import sections
-from reports.expectations import expectations_sentence, expectations_table
+from clmem.harness.results import RunResult
+from clmem.reports.cells import sections
+from clmem.reports.expectations import expectations_sentence, expectations_table
 
 MakeRun = Callable[..., RunResult]
 

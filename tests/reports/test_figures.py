@@ -10,12 +10,12 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from reports.figures import LARGEST_INCHES, new_figure, plot_style, save_figure
+from clmem.reports.figures import LARGEST_INCHES, new_figure, plot_style, save_figure
 
 ROOT = Path(__file__).parents[2]
 DRAW = """
 import pathlib, sys
-from reports.figures import new_figure, plot_style, save_figure
+from clmem.reports.figures import new_figure, plot_style, save_figure
 with plot_style():
     figure, (axes,) = new_figure(3, 2)
     axes.plot([1, 2], [3, 4], label="a method of 1,234.5 MiB")
@@ -87,7 +87,7 @@ def test_a_program_that_configured_matplotlib_gets_its_settings_back(tmp_path: P
 def test_a_program_that_draws_later_finds_its_own_configuration(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.size: 31\nbackend: svg\n", encoding="utf-8")
     code = (
-        "from reports.figures import plot_style\n"
+        "from clmem.reports.figures import plot_style\n"
         "with plot_style(): pass\n"
         "import os, matplotlib\n"
         "print(matplotlib.rcParams['font.size'], matplotlib.get_backend().lower())\n"

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.results import RunResult, load_result, save_result
-from reports.load import load_sections
-from reports.markdown import write_report
-from reports.markup import cell_text, plain
-from reports.predictions import FILE
-from reports.terminal import measure_table, summary
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult, load_result, save_result
+from clmem.reports.load import load_sections
+from clmem.reports.markdown import write_report
+from clmem.reports.markup import cell_text, plain
+from clmem.reports.predictions import FILE
+from clmem.reports.terminal import measure_table, summary
 
 HOSTILE: tuple[Any, ...] = (
     *(-1, 0, 2**63, -(2**200), 1e308, -0.5, True, None, float("nan"), float("inf")),
@@ -133,7 +133,7 @@ def test_a_label_full_of_markup_is_shown_as_it_is(tmp_path: Path, memory_run: An
 
 
 def test_names_from_results_are_names_of_files_in_the_folder(memory_run: Any) -> None:
-    from reports.cells import sections
+    from clmem.reports.cells import sections
 
     runs = [memory_run("sgd", {"input": 1.0}, network=name) for name in ("../../x", "..//../x", "a b", "ab")]
     slugs = {section.setting.slug for section in sections(runs)}
@@ -209,7 +209,7 @@ def test_a_directory_whose_name_is_not_utf8_is_reported_on(
     folder.mkdir()
     save_result(folder, accuracy_run("sgd", 0, [[0.5] * 5] * 5, [[0.5] * 5] * 5))
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "bench.cli", "report", os.fsencode(folder)]
+    command = [sys.executable, "-m", "clmem.bench.cli", "report", os.fsencode(folder)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root, **locale}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"report.md\n")

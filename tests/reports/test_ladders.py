@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.results import RunResult
-from reports.cells import Section, sections
-from reports.ladders import ends, ladder_sentence, ladder_table, ladders
-from reports.markdown import report_text
-from reports.plots import draw_section
+from clmem.harness.results import RunResult
+from clmem.reports.cells import Section, sections
+from clmem.reports.ladders import ends, ladder_sentence, ladder_table, ladders
+from clmem.reports.markdown import report_text
+from clmem.reports.plots import draw_section
 
 MakeRun = Callable[..., RunResult]
 FIRST = {"optimizer_in_backward": True}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.results import RunResult
-from reports.cells import sections
-from reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
-from reports.markdown import report_text
+from clmem.harness.results import RunResult
+from clmem.reports.cells import sections
+from clmem.reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
+from clmem.reports.markdown import report_text
 
 MakeRun = Callable[..., RunResult]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
-from harness.results import RunResult, save_result
-from reports.load import check_same_data, load_sections
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult, save_result
+from clmem.reports.load import check_same_data, load_sections
 
 MakeRun = Callable[..., RunResult]
 ROWS = [[0.9, 0.1], [0.5, 0.9]]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import files
-from harness.errors import UsageError
-from harness.results import RunResult, Unified, save_result
-from reports.cells import sections
-from reports.markdown import report_text, write_report
-from reports.tables import caching_table, process_table
+from clmem.harness import files
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult, Unified, save_result
+from clmem.reports.cells import sections
+from clmem.reports.markdown import report_text, write_report
+from clmem.reports.tables import caching_table, process_table
 
 MakeRun = Callable[..., RunResult]
 GOLDEN = Path(__file__).parent / "golden" / "report.md"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.text import clean
-from reports.markup import cell_text, code, harmless, link, plain
-from reports.tables import MOST_ROWS, markdown_table
+from clmem.harness.text import clean
+from clmem.reports.markup import cell_text, code, harmless, link, plain
+from clmem.reports.tables import MOST_ROWS, markdown_table
 
 markdown_it = pytest.importorskip("markdown_it")  # rich brings it
 parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.results import ROLES, RunResult, save_result
-from reports.cells import sections
-from reports.labels import spread
-from reports.markdown import write_report
-from reports.plots import ROLE_COLOURS, STACK, accuracy_figure, draw_section, process_figure, timeline_figure
+from clmem.harness.results import ROLES, RunResult, save_result
+from clmem.reports.cells import sections
+from clmem.reports.labels import spread
+from clmem.reports.markdown import write_report
+from clmem.reports.plots import ROLE_COLOURS, STACK, accuracy_figure, draw_section, process_figure, timeline_figure
 
 MakeRun = Callable[..., RunResult]
 

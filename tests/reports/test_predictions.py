@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from harness.results import RunResult, load_results, save_result
-from reports.cells import sections
-from reports.markdown import write_report
-from reports.predictions import FILE, load_predictions, predictions_sentence, predictions_table, save_predictions
+from clmem.harness.results import RunResult, load_results, save_result
+from clmem.reports.cells import sections
+from clmem.reports.markdown import write_report
+from clmem.reports.predictions import FILE, load_predictions, predictions_sentence, predictions_table, save_predictions
 
 CODE = {"method": "0" * 16, "measuring": "1" * 16}
 ROOT = Path(__file__).parents[2]
 METHODS = """
 import os, signal, sys
-from methods.sgd import SGD
+from clmem.methods.sgd import SGD
 
 class Talker(SGD):
     name = "talker"
@@ -110,7 +110,7 @@ def against(folder: Path, *options: str) -> tuple[int, str, str]:
     lines = "".join(f"{name} = hostile_methods:{name.title()}\n" for name in ("talker", "dying", "leaving", "broken"))
     (info / "entry_points.txt").write_text(f"[clmem.methods]\n{lines}")
     done = subprocess.run(
-        [sys.executable, "-m", "bench.cli", "predict", "--against", str(folder), *options],
+        [sys.executable, "-m", "clmem.bench.cli", "predict", "--against", str(folder), *options],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

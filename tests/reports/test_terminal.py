@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.results import ROLES, RunResult, Unified
-from reports.cells import sections
-from reports.provenance import environment_values
-from reports.terminal import measure_json, measure_table, summary
+from clmem.harness.results import ROLES, RunResult, Unified
+from clmem.reports.cells import sections
+from clmem.reports.provenance import environment_values
+from clmem.reports.terminal import measure_json, measure_table, summary
 
 MakeRun = Callable[..., RunResult]
 HUGE = dict.fromkeys(ROLES, 123_456.7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.units import MIB, Statistic, count, mib, plural, share
+from clmem.reports.units import MIB, Statistic, count, mib, plural, share
 
 
 def test_mib_are_powers_of_two_with_one_decimal() -> None:

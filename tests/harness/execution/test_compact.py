@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.execution.compact import remove_channels
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from harness.registry import method_class
-from harness.techniques import Techniques
-from methods.base import Method, Network
-from methods.parts.channels import kept_channels, pruned_weights
+from clmem.harness.execution.compact import remove_channels
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.harness.registry import method_class
+from clmem.harness.techniques import Techniques
+from clmem.methods.base import Method, Network
+from clmem.methods.parts.channels import kept_channels, pruned_weights
 from tests.methods.toys import NUM_CLASSES, make_batch, make_setting, make_task
 
 SIDE = 16

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.execution.compact import remove_channels
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from harness.registry import method_class, method_names
-from harness.techniques import LEAN, PLAIN, Segments, techniques
-from methods.base import Batch, Method, Task
-from reports.tables import markdown_table
+from clmem.harness.execution.compact import remove_channels
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.harness.registry import method_class, method_names
+from clmem.harness.techniques import LEAN, PLAIN, Segments, techniques
+from clmem.methods.base import Batch, Method, Task
+from clmem.reports.tables import markdown_table
 from tests.methods.toys import NUM_CLASSES, another, make_batch, make_setting
 
 NAMES = method_names()

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from harness.execution.batch_norm import batch_norms
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.networks import ResNet18
-from harness.registry import method_class
-from harness.techniques import INEXACT, LEAN, techniques
-from methods.base import Method
+from clmem.harness.execution.batch_norm import batch_norms
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.networks import ResNet18
+from clmem.harness.registry import method_class
+from clmem.harness.techniques import INEXACT, LEAN, techniques
+from clmem.methods.base import Method
 from tests.harness.execution.test_exactness import NAMES, learn, prepared, tiny_resnet
 from tests.methods.toys import make_batch, make_method
 

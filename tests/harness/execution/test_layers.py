@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from harness.prediction import predicted_peak_bytes
-from harness.spec import RunSpec
+from clmem.harness.prediction import predicted_peak_bytes
+from clmem.harness.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 LADDER = (

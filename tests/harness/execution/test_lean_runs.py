@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from harness.checks import check_spec
-from harness.errors import UsageError
-from harness.results import RunResult
-from harness.runner import run_specs
-from harness.spec import RunSpec
+from clmem.harness.checks import check_spec
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult
+from clmem.harness.runner import run_specs
+from clmem.harness.spec import RunSpec
 
 
 def spec(method: str, execution: str, **changes: Any) -> RunSpec:

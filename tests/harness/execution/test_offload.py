@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.checks import check_spec
-from harness.errors import UsageError
-from harness.execution.offload import Offload
-from harness.memory.observer import Observer
-from harness.prediction import predict
-from harness.spec import RunSpec
+from clmem.harness.checks import check_spec
+from clmem.harness.errors import UsageError
+from clmem.harness.execution.offload import Offload
+from clmem.harness.memory.observer import Observer
+from clmem.harness.prediction import predict
+from clmem.harness.spec import RunSpec
 
 
 class Marks:

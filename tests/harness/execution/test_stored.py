@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from methods.base import Term
+from clmem.methods.base import Term
 from tests.harness.execution.test_exactness import double_batch, prepared
 from tests.methods.toys import make_task
 

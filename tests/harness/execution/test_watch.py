@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 
-from harness.errors import ClmemError
-from harness.execution.monitor import Unwatched
-from harness.execution.step import Execution
-from harness.techniques import techniques
-from methods.base import Batch, Method, Outputs, Step, Term, Trunk
+from clmem.harness.errors import ClmemError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.step import Execution
+from clmem.harness.techniques import techniques
+from clmem.methods.base import Batch, Method, Outputs, Step, Term, Trunk
 from tests.harness.execution.test_exactness import double_batch, tiny_resnet
 from tests.methods.toys import make_setting
 

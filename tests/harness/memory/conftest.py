@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import harness
+import clmem
 
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 
@@ -48,7 +48,7 @@ class Recording:
 
 def start(*arguments: str, **environment: str) -> Callable[[], Any]:
     """Run the scenarios' program; return a function that waits for what it prints."""
-    root = str(Path(str(harness.__file__)).parents[1])
+    root = str(Path(str(clmem.__file__)).parents[1])
     process = subprocess.Popen(
         [sys.executable, str(SCENARIOS), *arguments],
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def recordings() -> dict[str, Recording]:
 @pytest.fixture(scope="session")
 def standard() -> tuple[Recording, int]:
     """The standard network's step: its recording, and the growth of resident memory in a process of its own."""
-    from harness.memory.process import PINNED_MALLOC
+    from clmem.harness.memory.process import PINNED_MALLOC
 
     resident, recorded = start("resident", **PINNED_MALLOC), start("resnet_standard")
     return read(recorded())["resnet_standard"], int(resident()["growth_bytes"])

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import build, worker
-from harness.execution import step
-from harness.execution.monitor import Unwatched
-from harness.job import Job
-from harness.memory.caching import cached
-from harness.memory.log import AllocationLog
-from harness.memory.recorder import LogRecorder
+from clmem.harness import build, worker
+from clmem.harness.execution import step
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.job import Job
+from clmem.harness.memory.caching import cached
+from clmem.harness.memory.log import AllocationLog
+from clmem.harness.memory.recorder import LogRecorder
 
 TRACE: list[dict[str, Any]] = []
 """The history of the last recording."""

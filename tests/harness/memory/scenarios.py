@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-from harness.errors import LedgerError
-from harness.execution.monitor import Unwatched
-from harness.memory.ledger import join, phase_peaks
-from harness.memory.observer import Observer, PhaseMarker
-from harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
-from harness.memory.recorder import LogRecorder
-from harness.networks import build_network
+from clmem.harness.errors import LedgerError
+from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.memory.ledger import join, phase_peaks
+from clmem.harness.memory.observer import Observer, PhaseMarker
+from clmem.harness.memory.process import high_water_bytes, reset_high_water, resident_bytes
+from clmem.harness.memory.recorder import LogRecorder
+from clmem.harness.networks import build_network
 
 BATCH, WIDTH = 96, 256
 MAP = 4 * BATCH * WIDTH

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.errors import LedgerError, UsageError
-from harness.job import Job, Outcome
-from harness.measurement import assemble
-from harness.memory.cublas import CUBLAS, cublas_workspace_bytes
-from harness.memory.cuda import DevicePeaks, History, with_requests
-from harness.memory.ledger import PhaseSpan, Records, join
-from harness.memory.log import AllocationLog, Event
-from harness.spec import RunSpec
+from clmem.harness.errors import LedgerError, UsageError
+from clmem.harness.job import Job, Outcome
+from clmem.harness.measurement import assemble
+from clmem.harness.memory.cublas import CUBLAS, cublas_workspace_bytes
+from clmem.harness.memory.cuda import DevicePeaks, History, with_requests
+from clmem.harness.memory.ledger import PhaseSpan, Records, join
+from clmem.harness.memory.log import AllocationLog, Event
+from clmem.harness.spec import RunSpec
 from tests.harness.memory import emulated
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,9 +9,9 @@ import weakref
 
 import pytest
 
-from harness.errors import ClmemError
-from harness.memory import observer
-from harness.memory.observer import collect
+from clmem.harness.errors import ClmemError
+from clmem.harness.memory import observer
+from clmem.harness.memory.observer import collect
 
 
 class Cycle:

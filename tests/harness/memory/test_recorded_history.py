@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.errors import LedgerError
-from harness.memory import predicted
-from harness.memory.caching import cached
-from harness.memory.cublas import CUBLAS
-from harness.memory.cuda import with_requests
-from harness.memory.ledger import Observation, PhaseSpan, Records, join
-from harness.memory.log import AllocationLog, Event, without
-from harness.memory.predicted import ShapeRecorder
-from harness.memory.scratch import CUDNN
+from clmem.harness.errors import LedgerError
+from clmem.harness.memory import predicted
+from clmem.harness.memory.caching import cached
+from clmem.harness.memory.cublas import CUBLAS
+from clmem.harness.memory.cuda import with_requests
+from clmem.harness.memory.ledger import Observation, PhaseSpan, Records, join
+from clmem.harness.memory.log import AllocationLog, Event, without
+from clmem.harness.memory.predicted import ShapeRecorder
+from clmem.harness.memory.scratch import CUDNN
 from tests.harness.memory.emulated import trace_of
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "resnet18_step.json").read_text())

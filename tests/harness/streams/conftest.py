@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.streams import archives, cache, cifar, idx, tinyimagenet
+from clmem.harness.streams import archives, cache, cifar, idx, tinyimagenet
 
 UNREACHABLE = "http://127.0.0.1:9/"
 

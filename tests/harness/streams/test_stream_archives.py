@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import UsageError
-from harness.streams import archives, cifar, idx, open_stream, prepare, tinyimagenet
-from harness.streams.samples import grey_to_colour
-from harness.streams.stream import TaskStream
+from clmem.harness.errors import UsageError
+from clmem.harness.streams import archives, cifar, idx, open_stream, prepare, tinyimagenet
+from clmem.harness.streams.samples import grey_to_colour
+from clmem.harness.streams.stream import TaskStream
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 

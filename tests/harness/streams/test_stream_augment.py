@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness.streams import open_stream
-from harness.streams.augment import Crops, augment_on_device, draw_crops, normalisation, to_tensor
-from harness.streams.catalog import PAD, lookup
+from clmem.harness.streams import open_stream
+from clmem.harness.streams.augment import Crops, augment_on_device, draw_crops, normalisation, to_tensor
+from clmem.harness.streams.catalog import PAD, lookup
 
 CIFAR = lookup("split-cifar10")
 CONSTANTS = normalisation(CIFAR.mean, CIFAR.std)
@@ -169,7 +169,7 @@ def test_the_list_of_streams_needs_neither_torch_nor_numpy() -> None:
 
 def test_opening_a_stream_imports_neither_torchvision_nor_pillow() -> None:
     code = (
-        "import sys; from harness.streams import open_stream;"
+        "import sys; from clmem.harness.streams import open_stream;"
         "s = open_stream('split-fashion-mini', seed=0, batch_size=4, epochs=1); s.train_task(0).batch(0, 0);"
         "assert not {'torchvision', 'PIL'} & set(sys.modules)"
     )

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.streams import STREAMS, open_stream
-from harness.streams.catalog import lookup
-from harness.streams.stream import TaskStream
-from methods.base import Batch
+from clmem.harness.errors import UsageError
+from clmem.harness.streams import STREAMS, open_stream
+from clmem.harness.streams.catalog import lookup
+from clmem.harness.streams.stream import TaskStream
+from clmem.methods.base import Batch
 
 
 def mini(**changes: object) -> TaskStream:

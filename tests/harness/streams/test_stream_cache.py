@@ -17,9 +17,9 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.streams import cache, open_stream, prepare
-from harness.streams.samples import ArrayImages, open_images
+from clmem.harness.errors import UsageError
+from clmem.harness.streams import cache, open_stream, prepare
+from clmem.harness.streams.samples import ArrayImages, open_images
 
 NAME = "split-fashion-mnist"
 EVERY = np.arange(40)
@@ -302,7 +302,7 @@ def test_a_data_set_on_disk_does_not_enter_the_resident_size(tmp_path: Path) -> 
     code = """
 import sys, numpy as np
 from pathlib import Path
-from harness.streams.samples import open_images
+from clmem.harness.streams.samples import open_images
 def peak_kib():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 images = open_images(Path(sys.argv[1]))

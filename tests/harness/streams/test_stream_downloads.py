@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import UsageError
-from harness.streams import archives, idx, open_stream, prepare
-from harness.streams.cache import prepared_folder
+from clmem.harness.errors import UsageError
+from clmem.harness.streams import archives, idx, open_stream, prepare
+from clmem.harness.streams.cache import prepared_folder
 
 NAME = "split-fashion-mnist"
 FILE = "t10k-labels-idx1-ubyte.gz"

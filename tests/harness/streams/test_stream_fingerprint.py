@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.streams import open_stream
-from harness.streams.stream import TaskStream
+from clmem.harness.streams import open_stream
+from clmem.harness.streams.stream import TaskStream
 
 
 def consumed(stream: TaskStream, tasks: int = 2) -> str:

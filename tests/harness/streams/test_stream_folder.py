@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.errors import UsageError
-from harness.streams import folder
-from harness.streams.folder import open_folder
-from harness.streams.pictures import LARGEST_BYTES
-from harness.streams.stream import TaskStream
+from clmem.harness.errors import UsageError
+from clmem.harness.streams import folder
+from clmem.harness.streams.folder import open_folder
+from clmem.harness.streams.pictures import LARGEST_BYTES
+from clmem.harness.streams.stream import TaskStream
 
 
 def write(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.streams import pictures
-from harness.streams.pictures import decode, files_below, to_rgb
+from clmem.harness.streams import pictures
+from clmem.harness.streams.pictures import decode, files_below, to_rgb
 
 
 def written(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO:

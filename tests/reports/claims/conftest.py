@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.results import RunResult
-from reports.claims.claim import Claim, load_claim
+from clmem.harness.results import RunResult
+from clmem.reports.claims.claim import Claim, load_claim
 
 MakeRun = Callable[..., RunResult]
 SHAPE: dict[str, Any] = {"width": 64, "stream": "synthetic-tinyimagenet", "buffer_size": 15, "replay_size": 15}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.claims.arithmetic import LARGEST, calculate
+from clmem.reports.claims.arithmetic import LARGEST, calculate
 
 NAMES = {"W": 42.625, "k": 4.0, "a": 2.13}
 

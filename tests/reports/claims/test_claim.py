@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UsageError
-from harness.networks import ResNet18
-from methods.parts.columns import Column
-from methods.parts.sparse_training import masked_weights
-from reports.claims.claim import FOLDER, Claim, Fix, Ledger, Quantity, claim_names, load_claim
-from reports.claims.tables import headline_ratio, recomputed, within_tolerance
+from clmem.harness.errors import UsageError
+from clmem.harness.networks import ResNet18
+from clmem.methods.parts.columns import Column
+from clmem.methods.parts.sparse_training import masked_weights
+from clmem.reports.claims.claim import FOLDER, Claim, Fix, Ledger, Quantity, claim_names, load_claim
+from clmem.reports.claims.tables import headline_ratio, recomputed, within_tolerance
 
 MIB = 2**20
 CLAIMS = claim_names()

@@ -13,16 +13,16 @@ from urllib.parse import unquote
 
 import pytest
 
-from harness.errors import UsageError
-from harness.results import RunResult, save_result
-from reports.cells import sections
-from reports.claims.claim import Claim
-from reports.claims.measured import Bench, Place, benches, load_benches
-from reports.claims.page import claim_json, page, short, terminal, write_page
-from reports.claims.plots import draw_claim, drawn_lines, waterfall_steps
-from reports.claims.surface import surface_table
-from reports.claims.tables import measured_table, ratio_table
-from reports.markdown import report_text
+from clmem.harness.errors import UsageError
+from clmem.harness.results import RunResult, save_result
+from clmem.reports.cells import sections
+from clmem.reports.claims.claim import Claim
+from clmem.reports.claims.measured import Bench, Place, benches, load_benches
+from clmem.reports.claims.page import claim_json, page, short, terminal, write_page
+from clmem.reports.claims.plots import draw_claim, drawn_lines, waterfall_steps
+from clmem.reports.claims.surface import surface_table
+from clmem.reports.claims.tables import measured_table, ratio_table
+from clmem.reports.markdown import report_text
 
 MakeRun = Callable[..., RunResult]
 
@@ -217,7 +217,7 @@ def test_the_command_writes_the_page_and_needs_no_torch(tmp_path: Path, runs: li
         save_result(tmp_path, result)
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from bench.cli import main\n"
+        "from clmem.bench.cli import main\n"
         f"sys.argv = ['clmem', 'claims', '--results', {str(tmp_path)!r}, '--out', {str(tmp_path / 'page')!r}]\n"
         "main()\n"
     )

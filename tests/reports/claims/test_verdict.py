@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.results import RunResult
-from reports.claims.claim import Claim, load_claim
-from reports.claims.measured import benches
-from reports.claims.page import claim_json, page, terminal
-from reports.claims.verdict import verdict
+from clmem.harness.results import RunResult
+from clmem.reports.claims.claim import Claim, load_claim
+from clmem.reports.claims.measured import benches
+from clmem.reports.claims.page import claim_json, page, terminal
+from clmem.reports.claims.verdict import verdict
 
 MakeRun = Callable[..., RunResult]
 

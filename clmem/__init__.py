@@ -1,0 +1,1 @@
+"""Measures, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
