@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.environment import environment
-from clmem.harness.results import RunResult
-from clmem.harness.runner import run_specs
-from clmem.harness.spec import RunSpec
+from clmem.harness.results.environment import environment
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.runner import run_specs
+from clmem.harness.specs.run import RunSpec
 from clmem.reports.cells import sections
 from clmem.reports.terminal import summary
 from clmem.reports.units import MIB

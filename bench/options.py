@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import expand
-from clmem.harness.results import RunResult
-from clmem.harness.spec import RunSpec, Scalar, Sources, spec_errors, weights_label
+from clmem.harness.results.record import RunResult
+from clmem.harness.specs.run import RunSpec, Scalar, Sources, spec_errors, weights_label
 from clmem.harness.text import clean
 
 SUITES = Path(__file__).parent / "suites"

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from clmem.harness.job import Pass
-from clmem.harness.results import RunResult
-from clmem.harness.runner import Present, Watcher
-from clmem.harness.spec import RunSpec
-from clmem.harness.techniques import PLAIN
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.job import Pass
+from clmem.harness.runs.runner import Present, Watcher
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean, some
 from clmem.reports.units import mib, plural
 

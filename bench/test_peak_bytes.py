@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from clmem.harness.results import RunResult
-from clmem.harness.spec import RunSpec
-from clmem.harness.suite import load_suite
-from clmem.harness.techniques import LEAN, PLAIN
+from clmem.harness.results.record import RunResult
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.specs.suite import load_suite
+from clmem.harness.specs.techniques import LEAN, PLAIN
 
 SUITES = Path(__file__).parent / "suites"
 LEAN_SPECS = [

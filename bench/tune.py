@@ -16,11 +16,11 @@ from rich.console import Console
 from tabulate import tabulate
 
 from clmem.bench.progress import Bars
-from clmem.harness.directory import fill, held
 from clmem.harness.errors import UsageError
 from clmem.harness.files import read_toml, write_text
-from clmem.harness.results import RunResult
-from clmem.harness.spec import Conditions, RunSpec, Scalar, spec_errors
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.directory import fill, held
+from clmem.harness.specs.run import Conditions, RunSpec, Scalar, spec_errors
 
 SEARCH = Path(__file__).with_name("tuning.toml")
 KEEP_OLD = "--keep-old"

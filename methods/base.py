@@ -218,7 +218,7 @@ class Method:
     """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
     lean: ClassVar[Mapping[str, object]] = {}
     """The smallest exact execution that was found for it and takes under twice the plain step's time, by technique
-    (`harness/techniques.py`)."""
+    (`harness/specs/techniques.py`)."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Techniques that it cannot be carried out with, and why."""
     checkpointed: ClassVar[tuple[str, ...]] = ()

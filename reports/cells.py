@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import Footprint, RunResult
-from clmem.harness.techniques import PLAIN
+from clmem.harness.results.record import Footprint, RunResult
+from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import file_name
 from clmem.reports.units import Statistic
 

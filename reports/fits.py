@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clmem.harness.results import RunResult
-from clmem.harness.targets import allocator_of
+from clmem.harness.results.record import RunResult
+from clmem.harness.specs.targets import allocator_of
 from clmem.reports.predictions import LIKE_ANOTHER_CARD
 from clmem.reports.terminal import text_table, wrap
 from clmem.reports.units import count, mib
 
 if TYPE_CHECKING:
-    from clmem.harness.fit import Fit
+    from clmem.harness.answers.fit import Fit
 
 NAMES = {"batch": "batch", "side": "image side"}
 

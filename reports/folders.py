@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import LONGEST_PATH
+from clmem.harness.results.record import LONGEST_PATH
 from clmem.harness.text import clean
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clmem.harness.results import Footprint, RunResult
-from clmem.harness.techniques import INEXACT, LEAN, PLAIN, Techniques
+from clmem.harness.results.record import Footprint, RunResult
+from clmem.harness.specs.techniques import INEXACT, LEAN, PLAIN, Techniques
 from clmem.reports.cells import Cell, Section
 from clmem.reports.markup import plain
 from clmem.reports.tables import markdown_table, shown_roles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from clmem.harness.techniques import LEAN, PLAIN
+from clmem.harness.specs.techniques import LEAN, PLAIN
 from clmem.reports.cells import Cell, Section
 from clmem.reports.tables import accuracy_text, markdown_table
 from clmem.reports.units import Statistic

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from clmem.harness.environment import decides_bytes
 from clmem.harness.errors import UsageError
-from clmem.harness.results import LONGEST_PATH, RunResult, load_results
+from clmem.harness.results.environment import decides_bytes
+from clmem.harness.results.record import LONGEST_PATH, RunResult, load_results
 from clmem.harness.text import clean
 from clmem.reports.cells import Section, Setting, is_joint, sections
 

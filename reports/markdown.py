@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import write_text
-from clmem.harness.results import LONGEST_PATH, RunResult
+from clmem.harness.results.record import LONGEST_PATH, RunResult
 from clmem.harness.text import clean
 from clmem.reports import provenance, sentences, tables
 from clmem.reports.cells import Section

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from clmem.harness.results import Footprint, RunResult
+from clmem.harness.results.record import Footprint, RunResult
 from clmem.harness.text import file_name
 from clmem.reports.cells import Cell, Section
 from clmem.reports.figures import new_figure, plot_style, save_figure

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import read_text, write_json
-from clmem.harness.footprint import ByName, Count, Record
-from clmem.harness.results import LONGEST_PATH, Described, RunResult
-from clmem.harness.targets import allocator_of
+from clmem.harness.results.footprint import ByName, Count, Record
+from clmem.harness.results.record import LONGEST_PATH, Described, RunResult
+from clmem.harness.specs.targets import allocator_of
 from clmem.harness.text import Said, clean
 from clmem.reports.cells import Section
 from clmem.reports.markup import plain

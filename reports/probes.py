@@ -9,8 +9,8 @@ from clmem.reports.terminal import text_table, wrap
 from clmem.reports.units import UNDEFINED, plural
 
 if TYPE_CHECKING:
-    from clmem.harness.probe import Probe
-    from clmem.harness.spec import RunSpec
+    from clmem.harness.answers.probe import Probe
+    from clmem.harness.specs.run import RunSpec
 
 DEFINED = (
     "plasticity: accuracy on new tasks with all before the boundary frozen, over that with nothing frozen; stability: "

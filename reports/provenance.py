@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.harness.text import some
 from clmem.reports.cells import Section, is_joint
 from clmem.reports.load import fingerprint_group

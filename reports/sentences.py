@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from clmem.harness.results import Footprint, RunResult, Unified
+from clmem.harness.results.record import Footprint, RunResult, Unified
 from clmem.harness.text import some
 from clmem.reports.cells import Cell, Section
 from clmem.reports.markup import code, plain

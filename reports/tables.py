@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from clmem.harness.results import PHASES, ROLES, Footprint
+from clmem.harness.results.record import PHASES, ROLES, Footprint
 from clmem.reports.cells import Cell, Section
 from clmem.reports.markup import cell_text, code
 from clmem.reports.units import UNDEFINED, Statistic, count, mib, share

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from clmem.harness.results import LONGEST_PATH, PHASES, ROLES, RunResult
-from clmem.harness.targets import allocator_of
-from clmem.harness.techniques import PLAIN
+from clmem.harness.results.record import LONGEST_PATH, PHASES, ROLES, RunResult
+from clmem.harness.specs.targets import allocator_of
+from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean
 from clmem.reports.cells import Section
 from clmem.reports.predictions import LIKE_ANOTHER_CARD, error_of

@@ -10,11 +10,11 @@ import pytest
 import typer
 
 from clmem.bench.app import app
-from clmem.harness.job import Job
-from clmem.harness.networks import build_network
-from clmem.harness.processes import Workers
-from clmem.harness.registry import method_names
-from clmem.harness.spec import RunSpec
+from clmem.harness.learning.registry import method_names
+from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.runs.job import Job
+from clmem.harness.runs.processes import Workers
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.parts.sparse_training import masked_weights
 
 ROOT = Path(__file__).parents[1]

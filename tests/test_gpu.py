@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from clmem.harness.prediction import predict
-from clmem.harness.registry import method_names
-from clmem.harness.results import RunResult
-from clmem.harness.runner import run_specs
-from clmem.harness.spec import RunSpec
+from clmem.harness.answers.prediction import predict
+from clmem.harness.learning.registry import method_names
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.runner import run_specs
+from clmem.harness.specs.run import RunSpec
 
 pytestmark = [
     pytest.mark.gpu,

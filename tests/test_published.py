@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clmem.harness.prediction import predicted_peak_bytes
-from clmem.harness.results import RunResult
+from clmem.harness.answers.prediction import predicted_peak_bytes
+from clmem.harness.results.record import RunResult
 from clmem.reports.cells import sections
 from clmem.reports.markdown import report_text
 

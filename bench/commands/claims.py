@@ -10,7 +10,7 @@ import typer
 
 from clmem.bench.options import AsJson, path_option
 from clmem.harness.errors import UsageError
-from clmem.harness.results import LONGEST_PATH, RESULT_FILES
+from clmem.harness.results.record import LONGEST_PATH, RESULT_FILES
 from clmem.harness.text import clean
 
 

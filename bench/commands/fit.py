@@ -25,8 +25,8 @@ from clmem.bench.options import (
     memory_spec,
 )
 from clmem.harness.errors import ClmemError, UsageError
-from clmem.harness.results import RunResult
-from clmem.harness.targets import allocator_of
+from clmem.harness.results.record import RunResult
+from clmem.harness.specs.targets import allocator_of
 
 
 def fit(
@@ -73,7 +73,7 @@ def fit(
     )
     sources = make_sources(data_root, weights, others)
     if confirm or (confirm is None and allocator_of(spec.target) == "cuda"):
-        from clmem.harness.devices import check_device
+        from clmem.harness.runs.devices import check_device
 
         try:
             check_device(spec.target)
@@ -81,9 +81,9 @@ def fit(
         except UsageError:
             if confirm:
                 raise
-    from clmem.harness.fit import fit as find
-    from clmem.harness.fit import sized
-    from clmem.harness.runner import run_specs
+    from clmem.harness.answers.fit import fit as find
+    from clmem.harness.answers.fit import sized
+    from clmem.harness.runs.runner import run_specs
     from clmem.reports.fits import fit_json, fit_table
 
     console = Console(stderr=True)

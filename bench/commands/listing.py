@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from clmem.bench.options import SUITES, AsJson
-from clmem.harness.budgets import boards
 from clmem.harness.errors import UsageError
-from clmem.harness.suite import load_suite
-from clmem.harness.targets import TARGETS
+from clmem.harness.specs.budgets import boards
+from clmem.harness.specs.suite import load_suite
+from clmem.harness.specs.targets import TARGETS
 from clmem.harness.text import clean
 from clmem.reports.units import mib
 
@@ -38,7 +38,7 @@ def list_(
 
 
 def _list_methods() -> dict[str, str]:
-    from clmem.harness.registry import method_class, method_names
+    from clmem.harness.learning.registry import method_class, method_names
 
     entries: dict[str, str] = {}
     for name in method_names():
@@ -80,7 +80,7 @@ def _list_claims() -> dict[str, str]:
 
 
 def _list_networks() -> dict[str, str]:
-    from clmem.harness.networks import NETWORKS
+    from clmem.harness.networks.resnet18 import NETWORKS
 
     return NETWORKS
 

@@ -31,9 +31,9 @@ from clmem.bench.options import (
 )
 from clmem.bench.progress import Bars
 from clmem.harness.errors import ClmemError, UsageError
-from clmem.harness.results import RunResult, save_result
-from clmem.harness.runner import run_specs
-from clmem.harness.targets import allocator_of
+from clmem.harness.results.record import RunResult, save_result
+from clmem.harness.runs.runner import run_specs
+from clmem.harness.specs.targets import allocator_of
 
 
 def measure(
@@ -77,7 +77,7 @@ def measure(
         settings=settings,
     )
     sources = make_sources(data_root, weights, others)
-    from clmem.harness.checks import check_spec
+    from clmem.harness.runs.checks import check_spec
 
     check_spec(spec, sources)
     if snapshot is not None and allocator_of(spec.target) == "cpu":

@@ -26,8 +26,8 @@ from clmem.bench.options import (
 )
 from clmem.harness.errors import UsageError
 from clmem.harness.files import expand
-from clmem.harness.results import LONGEST_PATH, RunResult, load_results
-from clmem.harness.spec import Sources
+from clmem.harness.results.record import LONGEST_PATH, RunResult, load_results
+from clmem.harness.specs.run import Sources
 from clmem.harness.text import clean, some
 
 LONGEST_REASON = 2000
@@ -80,8 +80,8 @@ def predict(
         settings=settings,
     )
     sources = make_sources(data_root, weights)
-    from clmem.harness.checks import check_spec
-    from clmem.harness.prediction import predict as predicted
+    from clmem.harness.answers.prediction import predict as predicted
+    from clmem.harness.runs.checks import check_spec
     from clmem.reports.terminal import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
@@ -97,7 +97,7 @@ def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> No
     shown = clean(str(directory), LONGEST_PATH)
     if not measured:
         raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
-    from clmem.harness.prediction import predicted_peaks, why_incomparable
+    from clmem.harness.answers.prediction import predicted_peaks, why_incomparable
     from clmem.reports.predictions import save_predictions
     from clmem.reports.terminal import prediction_json, prediction_table
 

@@ -23,7 +23,7 @@ from clmem.bench.options import (
     read_setting,
 )
 from clmem.harness.errors import UsageError
-from clmem.harness.spec import weights_label
+from clmem.harness.specs.run import weights_label
 
 
 def pretrain(
@@ -62,8 +62,8 @@ def pretrain(
         config=dict(read_setting(text) for text in settings or []),
         measure="accuracy",
     )
-    from clmem.harness.checks import check_batch_norms, check_spec
-    from clmem.harness.pretrain import pretrain as train_and_save
+    from clmem.harness.learning.pretrain import pretrain as train_and_save
+    from clmem.harness.runs.checks import check_batch_norms, check_spec
 
     sources = make_sources(data_root, weights)
     if images is None:

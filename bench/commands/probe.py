@@ -10,7 +10,7 @@ from rich.console import Console
 
 from clmem.bench.options import AsJson, DataRoot, Network, Weights, Width, make_sources, make_spec
 from clmem.harness.errors import UsageError
-from clmem.harness.spec import RunSpec, weights_label
+from clmem.harness.specs.run import RunSpec, weights_label
 
 BOUNDARIES = ("layer1", "layer2", "layer3", "layer4", "fc")
 
@@ -44,8 +44,8 @@ def probe(
             steps_per_task=steps, seed=seed, measure="accuracy",
         )  # fmt: skip
 
-    from clmem.harness.probe import probe as find
-    from clmem.harness.registry import method_config
+    from clmem.harness.answers.probe import probe as find
+    from clmem.harness.learning.registry import method_config
     from clmem.reports.probes import probe_json, probe_table
 
     rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr

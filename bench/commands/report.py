@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from clmem.bench.options import path_option
 from clmem.harness.files import expand
-from clmem.harness.results import LONGEST_PATH
+from clmem.harness.results.record import LONGEST_PATH
 from clmem.harness.text import clean
 
 

@@ -32,11 +32,11 @@ from clmem.bench.options import (
     read_setting,
 )
 from clmem.bench.progress import Bars
-from clmem.harness.directory import Reuse, run_suite
 from clmem.harness.errors import UsageError, nearest
 from clmem.harness.files import expand
-from clmem.harness.spec import Scalar, spec_errors
-from clmem.harness.suite import MOST_NAMES, Suite, Variation, load_suite
+from clmem.harness.runs.directory import Reuse, run_suite
+from clmem.harness.specs.run import Scalar, spec_errors
+from clmem.harness.specs.suite import MOST_NAMES, Suite, Variation, load_suite
 from clmem.harness.text import clean, some
 
 
@@ -94,7 +94,7 @@ def run(
     chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
     specs = chosen.specs()
     sources = make_sources(data_root, chosen.weights, others)
-    from clmem.harness.checks import check_spec
+    from clmem.harness.runs.checks import check_spec
 
     for spec in specs:
         check_spec(spec, sources)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from clmem.harness.environment import environment
 from clmem.harness.files import write_text
+from clmem.harness.results.environment import environment
 from clmem.reports.tables import markdown_table
 
 FOLDER = Path("results") / "times"

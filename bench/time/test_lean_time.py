@@ -11,8 +11,8 @@ from typing import Any
 
 from clmem.bench.time.pages import write_page
 from clmem.bench.time.test_step_time import past_task_0
-from clmem.harness.suite import load_suite
-from clmem.harness.techniques import LEAN, PLAIN
+from clmem.harness.specs.suite import load_suite
+from clmem.harness.specs.techniques import LEAN, PLAIN
 
 ROUNDS = 3
 STREAM = "synthetic-cifar10"

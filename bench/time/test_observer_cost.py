@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.inherited import COUNTING_THREADS
-from clmem.harness.job import Job
-from clmem.harness.processes import Workers
-from clmem.harness.spec import RunSpec
+from clmem.harness.runs.inherited import COUNTING_THREADS
+from clmem.harness.runs.job import Job
+from clmem.harness.runs.processes import Workers
+from clmem.harness.specs.run import RunSpec
 
 ROUNDS = 3
 
 BARE = """
 import sys
-from clmem.harness.build import build
+from clmem.harness.learning.build import build
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.spec import RunSpec
-from clmem.harness.training import Progress, short_schedule, train
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.learning.training import Progress, short_schedule, train
 
 run, progress = build(RunSpec.model_validate_json(sys.stdin.read()), Unwatched()), Progress()
 train(run, short_schedule(run.method), Unwatched(), progress)

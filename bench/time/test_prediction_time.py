@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from clmem.bench.time.pages import write_page
-from clmem.harness.budgets import budget
-from clmem.harness.fit import fit
-from clmem.harness.prediction import predict
-from clmem.harness.spec import RunSpec
-from clmem.harness.suite import load_suite
+from clmem.harness.answers.fit import fit
+from clmem.harness.answers.prediction import predict
+from clmem.harness.specs.budgets import budget
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.specs.suite import load_suite
 
 BOARDS = ("jetson-nano-4gb", "jetson-orin-nano-8gb", "jetson-agx-thor")
 METHODS = ("sgd", "er", "derpp", "ewc", "pnn", "sparcl-derpp", "lightcl")

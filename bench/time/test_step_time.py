@@ -13,11 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from clmem.bench.time.pages import write_page
-from clmem.harness.build import Run, build
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.registry import method_class
-from clmem.harness.spec import RunSpec
-from clmem.harness.suite import load_suite
+from clmem.harness.learning.build import Run, build
+from clmem.harness.learning.registry import method_class
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.specs.suite import load_suite
 from clmem.methods.base import Task
 
 ROUNDS = 8

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.networks import BasicBlock
+from clmem.harness.networks.resnet18 import BasicBlock
 
 SAMPLES_OF_MASKS = 4
 """Samples whose masks are as large as floats at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clmem.harness.techniques import Techniques
+from clmem.harness.specs.techniques import Techniques
 from clmem.methods.base import Method
 
 

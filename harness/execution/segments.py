@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clmem.harness.execution.batch_norm import grouped, running_statistics_untouched
-from clmem.harness.techniques import Segments
+from clmem.harness.specs.techniques import Segments
 from clmem.methods.base import Network
 
 Span = tuple[str | None, str | None]

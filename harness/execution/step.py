@@ -24,7 +24,7 @@ from clmem.harness.execution.segments import run_segmented
 from clmem.harness.execution.slices import in_slices
 from clmem.harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
 from clmem.harness.execution.watch import Watch, rows_of
-from clmem.harness.techniques import PLAIN, Techniques
+from clmem.harness.specs.techniques import PLAIN, Techniques
 from clmem.methods.base import Batch, Method, Network, Outputs, Step, Term
 
 

@@ -1,4 +1,7 @@
-"""The lean executions of methods that learn alike (`harness/techniques.py`), found by measuring; all are exact."""
+"""The lean executions of methods that learn alike, found by measuring. All are exact.
+
+`harness/specs/techniques.py` says what each technique does.
+"""
 
 from __future__ import annotations
 

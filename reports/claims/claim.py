@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from clmem.harness.errors import UsageError, nearest
 from clmem.harness.files import expand, read_toml
-from clmem.harness.spec import Scalar, spec_errors
-from clmem.harness.techniques import PLAIN
+from clmem.harness.specs.run import Scalar, spec_errors
+from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean, file_name
 from clmem.reports.claims.arithmetic import LARGEST, calculate
 

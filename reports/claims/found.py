@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clmem.harness.techniques import LEAN, PLAIN
+from clmem.harness.specs.techniques import LEAN, PLAIN
 from clmem.reports.claims.measured import Bench, Place
 from clmem.reports.claims.tables import flops_ratio, published_ratio, recomputed, rival
 from clmem.reports.tables import accuracy_text

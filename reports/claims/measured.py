@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from clmem.harness.environment import decides_bytes
 from clmem.harness.errors import UsageError
-from clmem.harness.results import LONGEST_PATH, RunResult, distinct, load_results
-from clmem.harness.techniques import PLAIN, Techniques
+from clmem.harness.results.environment import decides_bytes
+from clmem.harness.results.record import LONGEST_PATH, RunResult, distinct, load_results
+from clmem.harness.specs.techniques import PLAIN, Techniques
 from clmem.harness.text import clean
 from clmem.reports.cells import Cell, Section, sections
 from clmem.reports.claims.claim import Claim, Measure, Row

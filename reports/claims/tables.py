@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clmem.harness.techniques import PLAIN
+from clmem.harness.specs.techniques import PLAIN
 from clmem.reports.cells import Section
 from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
 from clmem.reports.claims.measured import NOT_MEASURED, Bench, Level, Place

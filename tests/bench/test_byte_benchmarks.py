@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.results import Allocator, RunResult, load_result, save_result
-from clmem.harness.spec import RunSpec
+from clmem.harness.results.record import Allocator, RunResult, load_result, save_result
+from clmem.harness.specs.run import RunSpec
 from clmem.reports.units import MIB, mib
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 BENCHMARK = """
 from pathlib import Path
 
-from clmem.harness.results import save_result
-from clmem.harness.spec import RunSpec
+from clmem.harness.results.record import save_result
+from clmem.harness.specs.run import RunSpec
 
 SPEC = RunSpec(method="sgd", stream="split-fashion-mini", width=1, batch_size=4)
 
@@ -36,7 +36,7 @@ REPLAYED = """
 from pathlib import Path
 
 import clmem.bench.conftest
-from clmem.harness.results import load_results
+from clmem.harness.results.record import load_results
 
 
 def test_bytes(peak_bytes, monkeypatch):

@@ -13,10 +13,10 @@ import typer
 import clmem.bench.app
 import clmem.bench.commands.measure
 import clmem.bench.commands.run
-import clmem.harness.fit
-import clmem.harness.prediction
-import clmem.harness.pretrain
-import clmem.harness.probe
+import clmem.harness.answers.fit
+import clmem.harness.answers.prediction
+import clmem.harness.answers.probe
+import clmem.harness.learning.pretrain
 import clmem.reports.claims.page
 import clmem.reports.markdown
 from clmem.bench.cli import LONGEST, main
@@ -82,10 +82,10 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(clmem.bench.commands.measure, "run_specs", begin)
     monkeypatch.setattr(clmem.bench.commands.run, "run_suite", begin)
     for module, work in (
-        (clmem.harness.prediction, "predict"),
-        (clmem.harness.pretrain, "pretrain"),
-        (clmem.harness.probe, "probe"),
-        (clmem.harness.fit, "fit"),
+        (clmem.harness.answers.prediction, "predict"),
+        (clmem.harness.learning.pretrain, "pretrain"),
+        (clmem.harness.answers.probe, "probe"),
+        (clmem.harness.answers.fit, "fit"),
         (clmem.reports.claims.page, "write_page"),  # which would write to any folder that is named
         (clmem.reports.markdown, "write_report"),
     ):

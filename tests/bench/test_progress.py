@@ -7,9 +7,9 @@ import io
 from rich.console import Console
 
 from clmem.bench.progress import Bars
-from clmem.harness.results import RunResult
-from clmem.harness.runner import Present
-from clmem.harness.spec import RunSpec
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.runner import Present
+from clmem.harness.specs.run import RunSpec
 
 
 def printed(result: RunResult | None = None, present: Present | None = None) -> str:

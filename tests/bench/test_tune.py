@@ -8,8 +8,8 @@ import pytest
 
 from clmem.bench.tune import SEARCH, Search, load_search, score, table
 from clmem.harness.errors import UsageError
-from clmem.harness.registry import method_class, method_config, method_names
-from clmem.harness.results import RunResult
+from clmem.harness.learning.registry import method_class, method_config, method_names
+from clmem.harness.results.record import RunResult
 
 
 def search(**grid: dict[str, list[object]]) -> Search:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from clmem.harness.results import load_result
+from clmem.harness.results.record import load_result
 from tests.campaign.commands import Command, judge
 from tests.campaign.tally import Tally
 

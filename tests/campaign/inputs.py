@@ -29,17 +29,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from clmem.harness.build import Run, build
-from clmem.harness.checkpoint import Checkpoint, Course, UnusableCheckpointError
-from clmem.harness.directory import run_suite
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.networks import build_network
-from clmem.harness.results import load_result
-from clmem.harness.spec import RunSpec
+from clmem.harness.learning.build import Run, build
+from clmem.harness.learning.checkpoint import Checkpoint, Course, UnusableCheckpointError
+from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.weights import load_weights
+from clmem.harness.results.record import load_result
+from clmem.harness.runs.directory import run_suite
+from clmem.harness.specs.run import RunSpec
+from clmem.harness.specs.suite import load_suite
 from clmem.harness.streams.folder import open_folder
-from clmem.harness.suite import load_suite
-from clmem.harness.weights import load_weights
 from clmem.reports.claims.claim import FOLDER as CLAIMS
 from clmem.reports.claims.claim import load_claim
 from clmem.reports.markdown import write_report

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clmem.harness.results import load_result
+from clmem.harness.results.record import load_result
 from tests.campaign.tally import Tally
 from tests.harness import rogue
 

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 
 
 class Malicious:

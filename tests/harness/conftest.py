@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clmem.harness import checks
+from clmem.harness.runs import checks
 
 Install = Callable[..., None]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clmem.harness.errors import UsageError
-from clmem.harness.networks import ResNet18
-from clmem.harness.registry import method_class, method_config, method_names
-from clmem.harness.spec import RunSpec
+from clmem.harness.learning.registry import method_class, method_config, method_names
+from clmem.harness.networks.resnet18 import ResNet18
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Method
 from tests.methods.toys import NUM_CLASSES, declared, make_batch, make_method, make_task, run_task, two_layers
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clmem.harness.execution.step import Execution
-from clmem.harness.registry import method_config
-from clmem.harness.spec import RunSpec
+from clmem.harness.learning.registry import method_config
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs, Task
 from clmem.methods.ewc import EWC
 from tests.methods.toys import NUM_CLASSES, TwoLayers, declared, make_batch, make_method, make_task, two_layers

@@ -11,7 +11,7 @@ import torch
 
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.step import Execution
-from clmem.harness.networks import ResNet18
+from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.base import Method, Outputs, Trunk
 from clmem.methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
 from tests.methods.toys import (

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.execution.step import Execution
-from clmem.harness.networks import ResNet18
+from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.base import Batch, Method, Trunk
 from clmem.methods.lightcl_sparse import LightCLSparse
 from clmem.methods.parts.channels import Ranking, convolutions, kept_channels, pruned_weights, top_channels

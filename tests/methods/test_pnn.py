@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clmem.harness.build import build
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import Execution
-from clmem.harness.networks import ResNet18
-from clmem.harness.spec import RunSpec
-from clmem.harness.training import Progress, Schedule, train
+from clmem.harness.learning.build import build
+from clmem.harness.learning.training import Progress, Schedule, train
+from clmem.harness.networks.resnet18 import ResNet18
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs
 from clmem.methods.parts.columns import Column
 from clmem.methods.pnn import PNN

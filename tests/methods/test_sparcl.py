@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.step import Execution
-from clmem.harness.networks import ResNet18
-from clmem.harness.registry import method_config
-from clmem.harness.spec import RunSpec
+from clmem.harness.learning.registry import method_config
+from clmem.harness.networks.resnet18 import ResNet18
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs
 from clmem.methods.parts.sparcl import SparCL
 from clmem.methods.parts.sparse_training import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from clmem.harness.networks import ResNet18
+from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.base import Trunk
 from clmem.methods.head_only import HeadOnly
 from tests.methods.toys import (

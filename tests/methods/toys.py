@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import Execution
-from clmem.harness.registry import method_class
-from clmem.harness.techniques import PLAIN, techniques
+from clmem.harness.learning.registry import method_class
+from clmem.harness.specs.techniques import PLAIN, techniques
 from clmem.methods.base import Batch, Method, Network, Setting, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3

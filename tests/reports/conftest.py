@@ -9,8 +9,8 @@ from unittest.mock import Mock
 import pytest
 
 from clmem.harness.errors import UsageError
-from clmem.harness.metrics import scenario_metrics
-from clmem.harness.results import (
+from clmem.harness.results.metrics import scenario_metrics
+from clmem.harness.results.record import (
     PHASES,
     ROLES,
     Accuracy,
@@ -22,7 +22,7 @@ from clmem.harness.results import (
     Status,
     Timeline,
 )
-from clmem.harness.spec import RunSpec
+from clmem.harness.specs.run import RunSpec
 
 MIB = 2**20
 MakeRun = Callable[..., RunResult]
@@ -149,7 +149,7 @@ def _accuracy_run(
 def any_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let hand-made matrices have two tasks whatever the stream has, so that a reader can add them up."""
     lookup = Mock(side_effect=UsageError("the number of tasks is not asked for"))
-    monkeypatch.setattr("clmem.harness.consistency.lookup", lookup)
+    monkeypatch.setattr("clmem.harness.results.consistency.lookup", lookup)
 
 
 @pytest.fixture

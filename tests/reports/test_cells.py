@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.cells import Cell, sections
 
 MakeRun = Callable[..., RunResult]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.cells import sections
 from clmem.reports.expectations import expectations_sentence, expectations_table
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult, load_result, save_result
+from clmem.harness.results.record import RunResult, load_result, save_result
 from clmem.reports.load import load_sections
 from clmem.reports.markdown import write_report
 from clmem.reports.markup import cell_text, plain

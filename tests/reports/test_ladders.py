@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.cells import Section, sections
 from clmem.reports.ladders import ends, ladder_sentence, ladder_table, ladders
 from clmem.reports.markdown import report_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.cells import sections
 from clmem.reports.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
 from clmem.reports.markdown import report_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult, save_result
+from clmem.harness.results.record import RunResult, save_result
 from clmem.reports.load import check_same_data, load_sections
 
 MakeRun = Callable[..., RunResult]

@@ -12,7 +12,7 @@ import pytest
 
 from clmem.harness import files
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult, Unified, save_result
+from clmem.harness.results.record import RunResult, Unified, save_result
 from clmem.reports.cells import sections
 from clmem.reports.markdown import report_text, write_report
 from clmem.reports.tables import caching_table, process_table
@@ -221,7 +221,7 @@ def test_a_report_takes_work_in_proportion_to_its_results(tmp_path: Path, memory
 
 def test_importing_reports_imports_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, reports.markdown, reports.terminal, harness.metrics;"
+        "import sys, reports.markdown, reports.terminal, harness.results.metrics;"
         "sys.exit(', '.join({'torch', 'matplotlib'} & set(sys.modules)) or None)"
     )
     root = Path(__file__).parents[2]

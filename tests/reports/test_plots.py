@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clmem.harness.results import ROLES, RunResult, save_result
+from clmem.harness.results.record import ROLES, RunResult, save_result
 from clmem.reports.cells import sections
 from clmem.reports.labels import spread
 from clmem.reports.markdown import write_report

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.results import RunResult, load_results, save_result
+from clmem.harness.results.record import RunResult, load_results, save_result
 from clmem.reports.cells import sections
 from clmem.reports.markdown import write_report
 from clmem.reports.predictions import FILE, load_predictions, predictions_sentence, predictions_table, save_predictions

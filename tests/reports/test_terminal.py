@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clmem.harness.results import ROLES, RunResult, Unified
+from clmem.harness.results.record import ROLES, RunResult, Unified
 from clmem.reports.cells import sections
 from clmem.reports.provenance import environment_values
 from clmem.reports.terminal import measure_json, measure_table, summary

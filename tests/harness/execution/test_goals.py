@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from clmem.harness.prediction import predicted_peak_bytes
-from clmem.harness.suite import load_suite
-from clmem.harness.techniques import LEAN
+from clmem.harness.answers.prediction import predicted_peak_bytes
+from clmem.harness.specs.suite import load_suite
+from clmem.harness.specs.techniques import LEAN
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 MIB = 2**20

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from clmem.harness.prediction import predicted_peak_bytes
-from clmem.harness.spec import RunSpec
+from clmem.harness.answers.prediction import predicted_peak_bytes
+from clmem.harness.specs.run import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 LADDER = (

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.checks import check_spec
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult
-from clmem.harness.runner import run_specs
-from clmem.harness.spec import RunSpec
+from clmem.harness.results.record import RunResult
+from clmem.harness.runs.checks import check_spec
+from clmem.harness.runs.runner import run_specs
+from clmem.harness.specs.run import RunSpec
 
 
 def spec(method: str, execution: str, **changes: Any) -> RunSpec:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.checks import check_spec
+from clmem.harness.answers.prediction import predict
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.offload import Offload
-from clmem.harness.memory.observer import Observer
-from clmem.harness.prediction import predict
-from clmem.harness.spec import RunSpec
+from clmem.harness.memory.watching.observer import Observer
+from clmem.harness.runs.checks import check_spec
+from clmem.harness.specs.run import RunSpec
 
 
 class Marks:

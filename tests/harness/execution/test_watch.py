@@ -10,7 +10,7 @@ import torch
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import Execution
-from clmem.harness.techniques import techniques
+from clmem.harness.specs.techniques import techniques
 from clmem.methods.base import Batch, Method, Outputs, Step, Term, Trunk
 from tests.harness.execution.test_exactness import double_batch, tiny_resnet
 from tests.methods.toys import make_setting

@@ -95,7 +95,7 @@ def recordings() -> dict[str, Recording]:
 @pytest.fixture(scope="session")
 def standard() -> tuple[Recording, int]:
     """The standard network's step: its recording, and the growth of resident memory in a process of its own."""
-    from clmem.harness.memory.process import PINNED_MALLOC
+    from clmem.harness.memory.system.process import PINNED_MALLOC
 
     resident, recorded = start("resident", **PINNED_MALLOC), start("resnet_standard")
     return read(recorded())["resnet_standard"], int(resident()["growth_bytes"])

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clmem.harness import build, worker
 from clmem.harness.execution import step
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.job import Job
-from clmem.harness.memory.caching import cached
-from clmem.harness.memory.log import AllocationLog
-from clmem.harness.memory.recorder import LogRecorder
+from clmem.harness.learning import build
+from clmem.harness.memory.ledger.log import AllocationLog
+from clmem.harness.memory.predicting.caching import cached
+from clmem.harness.memory.watching.recorder import LogRecorder
+from clmem.harness.runs import worker
+from clmem.harness.runs.job import Job
 
 TRACE: list[dict[str, Any]] = []
 """The history of the last recording."""
@@ -55,7 +56,7 @@ class EmulatedRecorder(LogRecorder):
 
 
 class EmulatedHistory:
-    """Stands for `harness.memory.cuda.History`; a snapshot is the history and the roles that were written into it."""
+    """Stands for `History` of `memory.watching.cuda`; a snapshot is the history and the roles written into it."""
 
     def __init__(self, device: str, snapshot: Path | None = None) -> None:
         self._snapshot = snapshot
@@ -72,7 +73,7 @@ class EmulatedHistory:
 
 
 class EmulatedPeaks(Unwatched):
-    """Stands for `harness.memory.cuda.DevicePeaks`: peaks by phase, from the log that nobody but it reads."""
+    """Stands for `harness.memory.watching.cuda.DevicePeaks`: peaks by phase, from the log that nobody but it reads."""
 
     def __init__(self, device: str) -> None:
         self._recorder = EmulatedRecorder()

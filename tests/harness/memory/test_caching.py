@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clmem.harness.memory.caching import MIB, CachingAllocator, OutOfReservedError, cached
-from clmem.harness.memory.log import AllocationLog, Event, between, without
+from clmem.harness.memory.ledger.log import AllocationLog, Event, between, without
+from clmem.harness.memory.predicting.caching import MIB, CachingAllocator, OutOfReservedError, cached
 
 
 def test_requests_are_rounded_up_to_512_bytes() -> None:

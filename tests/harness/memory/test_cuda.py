@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from clmem.harness.errors import LedgerError, UsageError
-from clmem.harness.job import Job, Outcome
-from clmem.harness.measurement import assemble
-from clmem.harness.memory.cublas import CUBLAS, cublas_workspace_bytes
-from clmem.harness.memory.cuda import DevicePeaks, History, with_requests
-from clmem.harness.memory.ledger import PhaseSpan, Records, join
-from clmem.harness.memory.log import AllocationLog, Event
-from clmem.harness.spec import RunSpec
+from clmem.harness.memory.ledger.join import PhaseSpan, Records, join
+from clmem.harness.memory.ledger.log import AllocationLog, Event
+from clmem.harness.memory.predicting.cublas import CUBLAS, cublas_workspace_bytes
+from clmem.harness.memory.watching.cuda import DevicePeaks, History, with_requests
+from clmem.harness.runs.job import Job, Outcome
+from clmem.harness.runs.measurement import assemble
+from clmem.harness.specs.run import RunSpec
 from tests.harness.memory import emulated
 
 ROOT = Path(__file__).resolve().parents[3]

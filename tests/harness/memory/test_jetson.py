@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from clmem.harness.memory import jetson
-from clmem.harness.memory.jetson import Meminfo, UnifiedSampler
+from clmem.harness.memory.system import jetson
+from clmem.harness.memory.system.jetson import Meminfo, UnifiedSampler
 from tests.harness.memory.test_tegrastats import LINES
 
 MEMINFO = """MemTotal:        7802112 kB

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import clmem.harness.memory.ledger as ledger_module
+import clmem.harness.memory.ledger.join as ledger_module
 from clmem.harness.errors import LedgerError
-from clmem.harness.memory.ledger import (
+from clmem.harness.memory.ledger.join import (
     KEPT_ROLES,
     TIMELINE_SAMPLES,
     Observation,
@@ -24,8 +24,8 @@ from clmem.harness.memory.ledger import (
     join,
     phase_peaks,
 )
-from clmem.harness.memory.log import AllocationLog, Block, Blocks, Event
-from clmem.harness.results import PHASES, ROLES
+from clmem.harness.memory.ledger.log import AllocationLog, Block, Blocks, Event
+from clmem.harness.results.record import PHASES, ROLES
 
 ADDRESSES = (0x10, 0x20, 0x30)
 OBSERVABLE = tuple(role for role in ROLES if role not in ("activations", "workspace"))
@@ -451,7 +451,7 @@ def test_blocks_are_found_by_address_and_state() -> None:
 def test_what_a_coarse_clock_puts_at_one_instant_stays_in_torchs_order() -> None:
     from torch._C._profiler import _EventType
 
-    from clmem.harness.memory.recorder import MARK, LogRecorder
+    from clmem.harness.memory.watching.recorder import MARK, LogRecorder
 
     def node(kind: Any, name: str = "", **extra: Any) -> Any:
         fields = SimpleNamespace(device=SimpleNamespace(type="cpu", index=None), **extra)

@@ -10,8 +10,8 @@ import weakref
 import pytest
 
 from clmem.harness.errors import ClmemError
-from clmem.harness.memory import observer
-from clmem.harness.memory.observer import collect
+from clmem.harness.memory.watching import observer
+from clmem.harness.memory.watching.observer import collect
 
 
 class Cycle:

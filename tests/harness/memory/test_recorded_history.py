@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from clmem.harness.errors import LedgerError
-from clmem.harness.memory import predicted
-from clmem.harness.memory.caching import cached
-from clmem.harness.memory.cublas import CUBLAS
-from clmem.harness.memory.cuda import with_requests
-from clmem.harness.memory.ledger import Observation, PhaseSpan, Records, join
-from clmem.harness.memory.log import AllocationLog, Event, without
-from clmem.harness.memory.predicted import ShapeRecorder
-from clmem.harness.memory.scratch import CUDNN
+from clmem.harness.memory.ledger.join import Observation, PhaseSpan, Records, join
+from clmem.harness.memory.ledger.log import AllocationLog, Event, without
+from clmem.harness.memory.predicting import predicted
+from clmem.harness.memory.predicting.caching import cached
+from clmem.harness.memory.predicting.cublas import CUBLAS
+from clmem.harness.memory.predicting.predicted import ShapeRecorder
+from clmem.harness.memory.predicting.scratch import CUDNN
+from clmem.harness.memory.watching.cuda import with_requests
 from tests.harness.memory.emulated import trace_of
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "resnet18_step.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clmem.harness.memory.tegrastats import MB, Core, Reader, TegraStats, parse_line
+from clmem.harness.memory.system.tegrastats import MB, Core, Reader, TegraStats, parse_line
 
 LINES = {
     "nano": "RAM 717/3964MB (lfb 140x4MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [18%@102,2%@102,"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.claims.claim import Claim, load_claim
 
 MakeRun = Callable[..., RunResult]

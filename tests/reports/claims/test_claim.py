@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clmem.harness.errors import UsageError
-from clmem.harness.networks import ResNet18
+from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.parts.columns import Column
 from clmem.methods.parts.sparse_training import masked_weights
 from clmem.reports.claims.claim import FOLDER, Claim, Fix, Ledger, Quantity, claim_names, load_claim

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from clmem.harness.errors import UsageError
-from clmem.harness.results import RunResult, save_result
+from clmem.harness.results.record import RunResult, save_result
 from clmem.reports.cells import sections
 from clmem.reports.claims.claim import Claim
 from clmem.reports.claims.measured import Bench, Place, benches, load_benches

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clmem.harness.results import RunResult
+from clmem.harness.results.record import RunResult
 from clmem.reports.claims.claim import Claim, load_claim
 from clmem.reports.claims.measured import benches
 from clmem.reports.claims.page import claim_json, page, terminal

@@ -1,0 +1,1 @@
+"""One process learns: stream, network, execution and method put together, the loop, and its state on disk."""

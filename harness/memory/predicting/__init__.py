@@ -1,0 +1,1 @@
+"""A log without a run: from shapes, from what kernels take, and from rules of the caching allocator."""

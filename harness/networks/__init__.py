@@ -1,0 +1,1 @@
+"""What learns: the networks, and pretrained weights in and out of them."""

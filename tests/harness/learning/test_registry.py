@@ -1,0 +1,161 @@
+"""Methods by name: those of other packages too, of which the broken ones harm nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clmem.harness.errors import UsageError
+from clmem.harness.learning import registry
+from clmem.harness.learning.registry import method_class, method_config, method_names
+from clmem.harness.specs.run import RunSpec
+
+Install = Callable[..., None]
+GOOD = "from clmem.methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(UsageError) as refused:
+        method_class(name)
+    said = str(refused.value)
+    assert "\n" not in said
+    assert len(said) < 900
+    return said
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import absent_library", "ModuleNotFoundError: No module named 'absent_library'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("class Own(BaseException): pass\nraise Own('no')", "Own: no"),
+        ("def broken(:\n", "SyntaxError: "),
+        ("x = 1", "has no attribute 'Bad'"),
+        ("Bad = 3", "is no subclass of clmem.methods.base.Method"),
+        ("class Bad: pass", "is no subclass of clmem.methods.base.Method"),
+        ("from clmem.methods.base import Method\nclass Bad(Method): pass", "has no usable 'name'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): presets = ['a']", "has no usable 'presets'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): tuned = {'a': 1}", "has no usable 'tuned'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): lean = None", "has no usable 'lean'"),
+        ("from clmem.methods.sgd import SGD\nclass Bad(SGD): Config = dict", "has no usable 'Config'"),
+        ("raise ValueError('\\x1b[31m\\n' + 'x' * 10**6)", "ValueError: "),
+    ],
+)
+def test_a_broken_plug_in_is_one_sentence_and_the_others_work(source: str, said: str, install: Install) -> None:
+    install({"bad_plugin.py": source, "good_plugin.py": GOOD}, {"bad": "bad_plugin:Bad", "good": "good_plugin:Good"})
+    assert {"bad", "good", "sgd"} <= set(method_names())
+    assert said in (sentence := refusal("bad"))
+    assert "bad" in sentence
+    assert method_class("good").name == "good"
+
+
+def test_what_a_plug_in_prints_is_no_result(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install({"loud.py": f"print('hello')\n{GOOD}"}, {"loud": "loud:Good"})
+    method_class("loud")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
+def test_ctrl_c_in_a_plug_in_stays_ctrl_c(install: Install) -> None:
+    install({"slow.py": "raise KeyboardInterrupt"}, {"slow": "slow:Good"})
+    with pytest.raises(KeyboardInterrupt):
+        method_class("slow")
+
+
+def test_two_plug_ins_of_one_name_are_refused_with_both(install: Install) -> None:
+    install({"first.py": GOOD}, {"good": "first:Good"}, "first-package")
+    install({"second.py": GOOD}, {"good": "second:Good"}, "second-package")
+    assert method_names().count("good") == 1
+    said = refusal("good")
+    assert "there are 2 methods 'good'" in said
+    assert "'first:Good'" in said
+    assert "'second:Good'" in said
+
+
+def test_a_plug_in_does_not_hide_a_method_of_ours(install: Install) -> None:
+    install({"hiding.py": GOOD}, {"sgd": "hiding:Good"})
+    assert "there are 2 methods 'sgd' (clmem itself and 'hiding:Good')" in refusal("sgd")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a b", "-", "x" * 200, "a@b", "é"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, install: Install) -> None:
+    install({"named.py": GOOD}, {name: "named:Good"})
+    assert method_names()
+    assert "which is no name" in refusal(name) or "there is no method" in refusal(name)
+
+
+def test_a_package_whose_list_cannot_be_read_is_passed_over(install: Install) -> None:
+    install({}, "no equals sign here\n[[[\n", "unreadable")
+    install({"good_plugin.py": GOOD}, {"good": "good_plugin:Good"}, "readable")
+    assert "sgd" in method_names()
+    assert method_class("sgd").name == "sgd"
+    assert method_class("good").name == "good"
+
+
+@given(st.text(max_size=300))
+def test_any_unknown_name_is_one_short_sentence(name: str) -> None:
+    if name.partition("@")[0] not in method_names() or "@" in name:
+        refusal(name)
+
+
+@pytest.mark.parametrize("name", ["sgd@", "sgd@released", "lightcl@\n", "sgd@" + "x" * 10**6])
+def test_an_unknown_preset_is_refused_with_those_that_exist(name: str) -> None:
+    assert "has no preset" in refusal(name)
+
+
+def test_packages_are_read_once_however_many_names_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    reading = registry.distributions
+
+    def counted(**options: str) -> Iterator[metadata.Distribution]:
+        nonlocal read
+        read += 1
+        return iter(reading(**options))
+
+    def unreadable(**options: str) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(registry, "entry_points", unreadable)
+    monkeypatch.setattr(registry, "distributions", counted)
+    registry._others.cache_clear()
+    for _ in range(100):
+        method_names()
+        method_class("derpp")
+    registry._others.cache_clear()
+    assert read == 1
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_is_no_number(value: bool) -> None:
+    with pytest.raises(UsageError, match=r"setting 'lr' of method 'sgd' is (True|False) but|lr is (True|False) but"):
+        method_config(RunSpec(method="sgd", config={"lr": value}))
+
+
+def test_settings_that_a_plug_in_cannot_read_are_one_sentence(install: Install) -> None:
+    source = (
+        "from pydantic import field_validator\nfrom methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
+        "    class Config(SGD.Config):\n        @field_validator('lr')\n        @classmethod\n"
+        "        def halve(cls, value):\n            return {}['absent']\n"
+    )
+    install({"strict.py": source}, {"good": "strict:Good"})
+    with pytest.raises(UsageError, match=r"cannot read its settings: KeyError: 'absent', in .*strict\.py:9"):
+        method_config(RunSpec(method="good", config={"lr": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("clip: float = float('inf')", "it holds inf, which JSON cannot carry"),
+        ("order: list[int] = list(range(1200))", "more than 1,000 values"),
+        ("count: int = 10**30", "more than 64 bits"),
+    ],
+)
+def test_settings_that_no_result_can_hold_are_one_sentence(setting: str, said: str, install: Install) -> None:
+    source = f"{GOOD}    class Config(SGD.Config):\n        {setting}\n"
+    install({"vast.py": source}, {"good": "vast:Good"})
+    with pytest.raises(UsageError, match=f"settings of method 'good' cannot stand in a result: .*{said}"):
+        method_config(RunSpec(method="good"))
