@@ -16,9 +16,9 @@ from clmem.harness.results.environment import environment
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs.runner import run_specs
 from clmem.harness.specs.run import RunSpec
-from clmem.reports.cells import sections
-from clmem.reports.terminal import summary
-from clmem.reports.units import MIB
+from clmem.reports.data.grouping import sections
+from clmem.reports.data.units import MIB
+from clmem.reports.terminal.runs import summary
 
 RESULTS = pytest.StashKey[list[RunResult]]()
 

@@ -16,7 +16,7 @@ from clmem.harness.runs.runner import Present, Watcher
 from clmem.harness.specs.run import RunSpec
 from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean, some
-from clmem.reports.units import mib, plural
+from clmem.reports.data.units import mib, plural
 
 
 class Bars(Watcher):

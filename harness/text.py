@@ -1,7 +1,7 @@
 """Text from outside (exceptions, libraries, methods, files), made fit to be stored, printed and used as a file name.
 
-Whoever shows it escapes it for where it goes: `clmem.reports.markup` does so for markdown. A terminal gets no control
-characters, because there are none left.
+Whoever shows it escapes it for where it goes: `markup` in `reports/markdown` does so for pages. A terminal gets no
+control characters, because there are none left.
 """
 
 from __future__ import annotations

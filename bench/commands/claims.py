@@ -34,7 +34,7 @@ def claims(
 ) -> None:
     """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
     from clmem.reports.claims.claim import load_claim
-    from clmem.reports.claims.measured import load_benches
+    from clmem.reports.claims.measurements import load_measurements
     from clmem.reports.claims.page import claim_json, terminal, write_page
     from clmem.reports.claims.tables import within_tolerance
 
@@ -44,18 +44,18 @@ def claims(
     usual = (Path("results") / name for name in chosen.suites)
     given = results or []
     directories = given or [folder for folder in usual if any(folder.glob(RESULT_FILES))]
-    benches = load_benches(chosen, directories)
-    if given and not any(bench.runs for bench in benches):
+    by_target = load_measurements(chosen, directories)
+    if given and not any(measurements.runs for measurements in by_target):
         raise UsageError(
             f"nothing in {', '.join(clean(str(folder)) for folder in given)} measures a row of the claim "
             f"{chosen.name!r}; its suites are "
             f"{', '.join(chosen.suites)} (`clmem run`)"
         )
-    path = None if out is None else write_page(chosen, benches, applied, out)
+    path = None if out is None else write_page(chosen, by_target, applied, out)
     if as_json:
-        print(json.dumps(claim_json(chosen, benches, applied), indent=1))
+        print(json.dumps(claim_json(chosen, by_target, applied), indent=1))
     else:
-        print(terminal(chosen, benches, applied))
+        print(terminal(chosen, by_target, applied))
         if path is not None:
             print(f"page: {clean(str(path), LONGEST_PATH)}")
     counts = [within_tolerance(chosen, "memory"), within_tolerance(chosen, "flops")]

@@ -84,7 +84,7 @@ def fit(
     from clmem.harness.answers.fit import fit as find
     from clmem.harness.answers.fit import sized
     from clmem.harness.runs.runner import run_specs
-    from clmem.reports.fits import fit_json, fit_table
+    from clmem.reports.terminal.fits import fit_json, fit_table
 
     console = Console(stderr=True)
     with console.status("predicting") as status:

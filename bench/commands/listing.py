@@ -14,7 +14,7 @@ from clmem.harness.specs.budgets import boards
 from clmem.harness.specs.suite import load_suite
 from clmem.harness.specs.targets import TARGETS
 from clmem.harness.text import clean
-from clmem.reports.units import mib
+from clmem.reports.data.units import mib
 
 LONGEST = 200
 """Characters of a description."""

@@ -95,7 +95,7 @@ def measure(
         save_result(out, result)
     if result.footprint is None and not as_json:
         raise ClmemError(f"{method} on {stream}: {result.status}: {result.reason}")
-    from clmem.reports.terminal import measure_json, measure_table
+    from clmem.reports.terminal.runs import measure_json, measure_table
 
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
     raise typer.Exit(0 if is_sound(result) else 1)

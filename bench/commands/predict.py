@@ -82,7 +82,7 @@ def predict(
     sources = make_sources(data_root, weights)
     from clmem.harness.answers.prediction import predict as predicted
     from clmem.harness.runs.checks import check_spec
-    from clmem.reports.terminal import measure_json, measure_table
+    from clmem.reports.terminal.runs import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
     result = predicted(spec, sources)
@@ -98,8 +98,8 @@ def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> No
     if not measured:
         raise UsageError(f"{shown} holds no memory runs; run `clmem run` or `clmem measure --out {shown}` first")
     from clmem.harness.answers.prediction import predicted_peaks, why_incomparable
-    from clmem.reports.predictions import save_predictions
-    from clmem.reports.terminal import prediction_json, prediction_table
+    from clmem.reports.data.predictions import save_predictions
+    from clmem.reports.terminal.runs import prediction_json, prediction_table
 
     reasons = [why_incomparable(run) for run in measured]
     left_out = [(run, reason) for run, reason in zip(measured, reasons, strict=True) if reason is not None]

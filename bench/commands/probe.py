@@ -46,7 +46,7 @@ def probe(
 
     from clmem.harness.answers.probe import probe as find
     from clmem.harness.learning.registry import method_config
-    from clmem.reports.probes import probe_json, probe_table
+    from clmem.reports.terminal.probes import probe_json, probe_table
 
     rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr
     whole = spec("sgd", lr=rate)

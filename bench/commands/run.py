@@ -107,8 +107,8 @@ def run(
     if as_json:
         print(json.dumps([result.model_dump(mode="json", by_alias=True) for result in results], indent=1))
     else:
-        from clmem.reports.load import load_sections
-        from clmem.reports.terminal import summary
+        from clmem.reports.data.load import load_sections
+        from clmem.reports.terminal.runs import summary
 
         print(summary(load_sections(directory)))
         print(f"report: {report_path}")

@@ -9,7 +9,7 @@ import torch
 
 from clmem.harness.files import write_text
 from clmem.harness.results.environment import environment
-from clmem.reports.tables import markdown_table
+from clmem.reports.markdown.tables import markdown_table
 
 FOLDER = Path("results") / "times"
 

@@ -13,35 +13,38 @@ from clmem.harness.files import write_text
 from clmem.harness.text import clean, file_name
 from clmem.reports.claims import tables
 from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity
-from clmem.reports.claims.measured import Bench, Level
+from clmem.reports.claims.measurements import Level, Measurements
 from clmem.reports.claims.plots import draw_claim
-from clmem.reports.claims.surface import surface_table
-from clmem.reports.claims.verdict import verdict
-from clmem.reports.folders import plots_folder
-from clmem.reports.markup import LONGEST_AUTHORED, code, harmless, link, plain
-from clmem.reports.provenance import environment_table
-from clmem.reports.units import UNDEFINED, listed, mib, plural
+from clmem.reports.claims.ratios_by_size import ratios_by_size_table
+from clmem.reports.claims.sentences import verdict
+from clmem.reports.data.units import UNDEFINED, listed, mib, plural
+from clmem.reports.markdown.markup import LONGEST_AUTHORED, code, harmless, link, plain
+from clmem.reports.markdown.provenance import environment_table
+from clmem.reports.plots.folder import plots_folder
 
 COLUMNS = 80
 
 
-def write_page(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix], out: Path) -> Path:
+def write_page(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fix], out: Path) -> Path:
     """Write the page and its plots (in `plots/` beside it) into a folder, or to a path ending in `.md`; return it."""
     path = out if out.suffix == ".md" else out / f"{file_name(claim.name)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = draw_claim(claim, benches, plots_folder(path))
-    return write_text(path, page(claim, benches, fixes, images))
+    images = draw_claim(claim, by_target, plots_folder(path))
+    return write_text(path, page(claim, by_target, fixes, images))
 
 
 def page(
-    claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix] = (), images: Sequence[tuple[str, str]] = ()
+    claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fix] = (), images: Sequence[tuple[str, str]] = ()
 ) -> str:
     """Return the page. fixes: the corrections to apply together (all when none is given).
 
     images: caption and name of each plot, whose PNG and SVG lie in `plots/`.
     """
     chosen = list(fixes) or claim.fixes
-    parts = [f"# {harmless(claim.title)}", "\n".join(f"- {harmless(line)}" for line in verdict(claim, benches, fixes))]
+    parts = [
+        f"# {harmless(claim.title)}",
+        "\n".join(f"- {harmless(line)}" for line in verdict(claim, by_target, fixes)),
+    ]
     parts += [f"[![{plain(caption)}](plots/{link(name)}.png)](plots/{link(name)}.svg)" for caption, name in images]
     parts += [
         "## Published and recomputed",
@@ -71,25 +74,25 @@ def page(
     parts += ["### Ratios of the published cells"]
     for name, dataset in claim.datasets.items():
         parts += [f"{harmless(dataset.title)}:", tables.published_ratio_table(claim, name)]
-    for bench in benches:
-        parts += _bench(claim, bench)
+    for measurements in by_target:
+        parts += _measurements(claim, measurements)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def short(claim: Claim, benches: Sequence[Bench]) -> list[str]:
+def short(claim: Claim, by_target: Sequence[Measurements]) -> list[str]:
     """Return what a report says of the claim: the verdict, and the measured peaks beside the published cells."""
     parts = [
         f"## A published claim: {harmless(claim.title)}",
-        "\n".join(f"- {harmless(line)}" for line in verdict(claim, benches)),
+        "\n".join(f"- {harmless(line)}" for line in verdict(claim, by_target)),
     ]
-    parts += [tables.measured_table(bench) for bench in benches]
+    parts += [tables.measured_table(measurements) for measurements in by_target]
     return [*parts, f"{code(f'clmem claims {claim.name}')} shows how every published cell comes about."]
 
 
-def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> str:
+def terminal(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fix]) -> str:
     """Return the verdict and the memory cells as text of at most 80 columns."""
     parts = [*_wrapped(claim.title), ""]
-    for sentence in verdict(claim, benches, fixes):
+    for sentence in verdict(claim, by_target, fixes):
         parts += _wrapped(f"- {sentence}")
     headers = ["row (class)"]
     for dataset in claim.datasets.values():
@@ -109,10 +112,12 @@ def terminal(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> st
     if fixes:
         ratios = f"{tables.headline_ratio(claim):.2f} recomputed, {tables.headline_ratio(claim, fixes):.2f} corrected"
         parts += ["", *_wrapped(f"{_pair(claim)} on {claim.datasets[claim.headline.dataset].title}: {ratios}")]
-    for bench in benches:
+    for measurements in by_target:
         for name, dataset in claim.datasets.items():
-            about = f"Tensor peak on {dataset.title} in MiB, measured on {bench.target} ({UNDEFINED}: not run so):"
-            parts += ["", *_wrapped(about), "", _peaks(bench, name)]
+            about = (
+                f"Tensor peak on {dataset.title} in MiB, measured on {measurements.target} ({UNDEFINED}: not run so):"
+            )
+            parts += ["", *_wrapped(about), "", _peaks(measurements, name)]
     return "\n".join(parts)
 
 
@@ -120,18 +125,20 @@ def _pair(claim: Claim) -> str:
     return " / ".join(claim.row(name).label for name in (claim.headline.larger, claim.headline.smaller))
 
 
-def _peaks(bench: Bench, dataset: str) -> str:
+def _peaks(measurements: Measurements, dataset: str) -> str:
     """Return the measured tensor peaks on one data set as text: a line per row, a column per execution."""
     rows = []
-    for row in bench.claim.rows:
-        places = {name: bench.place(dataset, row.id, name) for name in bench.executions_of(row)}
-        peaks = {name: mib(bench.peak_bytes(place)) or bench.shown(place) for name, place in places.items()}
-        rows.append([clean(row.label), *(peaks.get(name, UNDEFINED) for name in bench.executions)])
-    align = ["left", *["right"] * len(bench.executions)]
-    return tabulate(rows, ["row", *bench.executions], disable_numparse=True, colalign=align)
+    for row in measurements.claim.rows:
+        places = {name: measurements.place(dataset, row.id, name) for name in measurements.executions_of(row)}
+        peaks = {
+            name: mib(measurements.peak_bytes(place)) or measurements.shown(place) for name, place in places.items()
+        }
+        rows.append([clean(row.label), *(peaks.get(name, UNDEFINED) for name in measurements.executions)])
+    align = ["left", *["right"] * len(measurements.executions)]
+    return tabulate(rows, ["row", *measurements.executions], disable_numparse=True, colalign=align)
 
 
-def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> dict[str, Any]:
+def claim_json(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fix]) -> dict[str, Any]:
     """Return every cell recomputed, every correction, every measured peak, and the verdict."""
     cells = []
     for row in claim.rows:
@@ -160,15 +167,15 @@ def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> 
     ]
     measured = [
         {
-            "target": bench.target,
+            "target": measurements.target,
             **{key: getattr(place, key) for key in place.__dataclass_fields__},
-            "tensor_peak_bytes": bench.peak_bytes(place),
-            "process_peak_bytes": bench.peak_bytes(place, "process"),
+            "tensor_peak_bytes": measurements.peak_bytes(place),
+            "process_peak_bytes": measurements.peak_bytes(place, "process"),
             "flops_per_step": run.flops_per_step,
             "run_id": run.run_id,
         }
-        for bench in benches
-        for place, run in sorted(bench.runs.items())
+        for measurements in by_target
+        for place, run in sorted(measurements.runs.items())
     ]
     return {
         "claim": claim.name,
@@ -188,13 +195,13 @@ def claim_json(claim: Claim, benches: Sequence[Bench], fixes: Sequence[Fix]) -> 
         "applied": [fix.id for fix in fixes],
         "corrected": corrected,
         "measured": measured,
-        "verdict": verdict(claim, benches, fixes),
+        "verdict": verdict(claim, by_target, fixes),
     }
 
 
-def _bench(claim: Claim, bench: Bench) -> list[str]:
-    device = next(iter(bench.runs.values())).environment.get("device") if bench.runs else None
-    parts = [f"## Measured on {plain(bench.target)}" + (f" ({plain(str(device))})" if device else "")]
+def _measurements(claim: Claim, measurements: Measurements) -> list[str]:
+    device = next(iter(measurements.runs.values())).environment.get("device") if measurements.runs else None
+    parts = [f"## Measured on {plain(measurements.target)}" + (f" ({plain(str(device))})" if device else "")]
     conditions = claim.conditions
     own = [row.label for row in claim.rows if row.own_batches]
     parts += [
@@ -204,13 +211,13 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
         "interpreter and the libraries.",
         "Both runs of every ratio consumed the same batches, byte for byte (their fingerprints are below)"
         + (f"; {harmless(' and '.join(own))} alone have batches, or an order, of their own." if own else "."),
-        tables.measured_table(bench),
+        tables.measured_table(measurements),
     ]
     levels: tuple[Level, ...] = get_args(Level)
     for name, dataset in claim.datasets.items():
         parts += [
             f"### {harmless(dataset.title)}: bytes by role at the tensor peak (MiB)",
-            tables.roles_table(bench, name),
+            tables.roles_table(measurements, name),
         ]
         parts += [
             f"### {harmless(dataset.title)}: FLOPs",
@@ -222,35 +229,37 @@ def _bench(claim: Claim, bench: Bench) -> list[str]:
                 if own
                 else ""
             ),
-            tables.flops_table(bench, name),
+            tables.flops_table(measurements, name),
         ]
         for level in levels:
             parts += [
                 f"### {harmless(dataset.title)}: how often each peak goes into others, {level} level",
                 "The larger peak is of the same execution where its row has it, else plain.",
-                tables.ratio_table(bench, name, level),
+                tables.ratio_table(measurements, name, level),
             ]
     parts += [
         "### Over batch and replay sizes",
         f"Tensor peaks in plain execution; bold where {claim.headline.value:g} is reached. Remembered: "
         "the samples that a row holds of earlier batches.",
-        surface_table(bench),
+        ratios_by_size_table(measurements),
     ]
-    if bench.learnt:
+    if measurements.learnt:
         parts += [
             "### How the rows learn elsewhere",
             "Accuracy in percent, not under the claim's conditions: mean ± sample standard deviation over seeds. "
             "Seconds of training and evaluation on the full stream are rough, for processes ran side by side.",
         ]
-    for section in bench.learnt:
-        parts += [f"{plain(section.setting.title)}:", tables.learning_table(bench, section)]
-    left_out = [f"{plural(number, 'run')} ({plain(why)})" for why, number in bench.left_out.items()]
+    for section in measurements.learnt:
+        parts += [f"{plain(section.setting.title)}:", tables.learning_table(measurements, section)]
+    left_out = [f"{plural(number, 'run')} ({plain(why)})" for why, number in measurements.left_out.items()]
     parts += [
         "### Where these numbers come from",
         *([f"Left out, for no row is theirs: {listed(left_out)}."] if left_out else []),
-        "Commits: " + ", ".join(f"{plain(commit)} ({number} runs)" for commit, number in bench.commits().items()) + ".",
-        _folded("Runs", tables.provenance_table(bench)),
-        _folded("Environment", environment_table(list(bench.runs.values()))),
+        "Commits: "
+        + ", ".join(f"{plain(commit)} ({number} runs)" for commit, number in measurements.commits().items())
+        + ".",
+        _folded("Runs", tables.provenance_table(measurements)),
+        _folded("Environment", environment_table(list(measurements.runs.values()))),
     ]
     return parts
 

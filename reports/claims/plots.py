@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from clmem.harness.text import file_name
 from clmem.reports.claims.claim import Claim, Fix, Ledger
-from clmem.reports.claims.measured import Bench
-from clmem.reports.claims.surface import Line, batch_sizes, surface
+from clmem.reports.claims.measurements import Measurements
+from clmem.reports.claims.ratios_by_size import Line, batch_sizes, ratios_by_size
 from clmem.reports.claims.tables import CHANGE, published_ratio, recomputed
-from clmem.reports.figures import new_figure, plot_style, save_figure
-from clmem.reports.plots import LINE_COLOURS, LINE_STYLES
-from clmem.reports.units import MIB
+from clmem.reports.data.units import MIB
+from clmem.reports.plots.figures import new_figure, plot_style, save_figure
+from clmem.reports.plots.section import LINE_COLOURS, LINE_STYLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PUBLISHED, CORRECTION, REST, MEASURED = "#56B4E9", "#E69F00", "#A0A0A0", "#0072B2"
 
 
-def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tuple[str, str]]:
+def draw_claim(claim: Claim, by_target: Sequence[Measurements], folder: Path) -> list[tuple[str, str]]:
     """Draw every plot for which there are numbers into a folder (made if missing); return captions and file names."""
     drawn: list[tuple[str, str]] = []
 
@@ -31,29 +31,33 @@ def draw_claim(claim: Claim, benches: Sequence[Bench], folder: Path) -> list[tup
         drawn.append((caption, name))
 
     with plot_style():
-        for bench in benches:
-            if drawn_lines(bench):
-                name = file_name(f"{claim.name}-{bench.target}-ratio")
-                draw(name, f"The claimed ratio over batch sizes, measured on {bench.target}", surface_figure(bench))
-            execution = waterfall_execution(bench)
+        for measurements in by_target:
+            if drawn_lines(measurements):
+                name = file_name(f"{claim.name}-{measurements.target}-ratio")
+                draw(
+                    name,
+                    f"The claimed ratio over batch sizes, measured on {measurements.target}",
+                    ratios_by_size_figure(measurements),
+                )
+            execution = waterfall_execution(measurements)
             if execution is not None:
-                name = file_name(f"{claim.name}-{bench.target}-waterfall")
+                name = file_name(f"{claim.name}-{measurements.target}-waterfall")
                 label = claim.row(claim.waterfall).label
-                caption = f"{label}: from the published cell to what is measured on {bench.target}, {execution}"
-                draw(name, caption, waterfall_figure(bench, execution))
+                caption = f"{label}: from the published cell to what is measured on {measurements.target}, {execution}"
+                draw(name, caption, waterfall_figure(measurements, execution))
     return drawn
 
 
-def drawn_lines(bench: Bench) -> list[Line]:
+def drawn_lines(measurements: Measurements) -> list[Line]:
     """Return the lines over the headline's smaller row of which two points are known."""
-    smaller = bench.claim.headline.smaller
-    return [line for line in surface(bench) if line.smaller == smaller and len(line.known) > 1]
+    smaller = measurements.claim.headline.smaller
+    return [line for line in ratios_by_size(measurements) if line.smaller == smaller and len(line.known) > 1]
 
 
-def surface_figure(bench: Bench) -> Figure:
+def ratios_by_size_figure(measurements: Measurements) -> Figure:
     """Return one panel per data set: the peak of each compared row over that of the headline's, over batch sizes."""
-    claim = bench.claim
-    lines = drawn_lines(bench)
+    claim = measurements.claim
+    lines = drawn_lines(measurements)
     figure, panels = new_figure(9.0, 4.6, panels=len(claim.datasets))
     highest = max(ratio for line in lines for ratio in line.known.values())
     for axes, (name, dataset) in zip(panels, claim.datasets.items(), strict=True):
@@ -81,33 +85,33 @@ def surface_figure(bench: Bench) -> Figure:
             at = claim.conditions.batch_size
             axes.plot([at], [published], linestyle="none", marker="*", markersize=13, color="#222222", label=label)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(batch_sizes(bench), [str(batch) for batch in batch_sizes(bench)])
+        axes.set_xticks(batch_sizes(measurements), [str(batch) for batch in batch_sizes(measurements)])
         axes.minorticks_off()
         axes.set_ylim(0, 1.08 * max(highest, claim.headline.value))
         axes.set_title(dataset.title, fontsize=10.5)
         axes.set_xlabel("batch size")
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     smaller = claim.row(claim.headline.smaller).label
-    panels[0].set_ylabel(f"tensor peak / that of {smaller}\n(plain, measured on {bench.target})")
+    panels[0].set_ylabel(f"tensor peak / that of {smaller}\n(plain, measured on {measurements.target})")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 
-def waterfall_execution(bench: Bench) -> str | None:
+def waterfall_execution(measurements: Measurements) -> str | None:
     """Return the execution whose peak ends the waterfall: `released` where it is measured, else the first that is."""
-    claim = bench.claim
+    claim = measurements.claim
     names = sorted(claim.row(claim.waterfall).measured, key=lambda name: name != "released")
-    places = {name: bench.place(claim.headline.dataset, claim.waterfall, name) for name in names}
-    return next((name for name, place in places.items() if bench.peak_bytes(place) is not None), None)
+    places = {name: measurements.place(claim.headline.dataset, claim.waterfall, name) for name in names}
+    return next((name for name, place in places.items() if measurements.peak_bytes(place) is not None), None)
 
 
-def waterfall_steps(bench: Bench, execution: str) -> list[tuple[str, float]]:
+def waterfall_steps(measurements: Measurements, execution: str) -> list[tuple[str, float]]:
     """Return the published cell, what each correction adds after those before it, what is left, and the measured peak.
 
     In MB, on the headline's data set; the first and the last are totals, the others differences.
     """
-    claim, dataset = bench.claim, bench.claim.headline.dataset
+    claim, dataset = measurements.claim, measurements.claim.headline.dataset
     row = claim.row(claim.waterfall)
     published, value, _ = recomputed(claim, row, "memory", dataset)
     total = value if published is None else published
@@ -119,20 +123,20 @@ def waterfall_steps(bench: Bench, execution: str) -> list[tuple[str, float]]:
         if abs(new - total) > CHANGE:
             steps.append((fix.id, new - total))
             total = new
-    measured = (bench.peak_bytes(bench.place(dataset, row.id, execution)) or 0) / MIB
+    measured = (measurements.peak_bytes(measurements.place(dataset, row.id, execution)) or 0) / MIB
     return [
         *steps,
         ("difference to measured", measured - total),
-        (f"measured on {bench.target}, {execution}", measured),
+        (f"measured on {measurements.target}, {execution}", measured),
     ]
 
 
-def waterfall_figure(bench: Bench, execution: str) -> Figure:
+def waterfall_figure(measurements: Measurements, execution: str) -> Figure:
     """Return horizontal bars from the published cell over each correction to the measured peak, in MiB."""
     from matplotlib.patches import Rectangle
 
-    claim = bench.claim
-    steps = waterfall_steps(bench, execution)
+    claim = measurements.claim
+    steps = waterfall_steps(measurements, execution)
     figure, (axes,) = new_figure(8.0, 1.2 + 0.42 * len(steps))
     left = 0.0
     last = len(steps) - 1

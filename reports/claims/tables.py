@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clmem.harness.specs.techniques import PLAIN
-from clmem.reports.cells import Section
 from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
-from clmem.reports.claims.measured import NOT_MEASURED, Bench, Level, Place
-from clmem.reports.markup import Markdown, code, harmless
-from clmem.reports.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
-from clmem.reports.units import UNDEFINED, count, mib
+from clmem.reports.claims.measurements import NOT_MEASURED, Level, Measurements, Place
+from clmem.reports.data.grouping import Section
+from clmem.reports.data.units import UNDEFINED, count, mib
+from clmem.reports.markdown.markup import Markdown, code, harmless
+from clmem.reports.markdown.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
 
 CHANGE = 0.05
 """MB below which a correction has left a cell alone."""
@@ -103,30 +103,34 @@ def corrected_table(claim: Claim, fixes: Sequence[Fix]) -> str:
     return markdown_table(headers, rows)
 
 
-def measured_table(bench: Bench) -> str:
+def measured_table(measurements: Measurements) -> str:
     """Return the measured peaks of every row and execution, beside the published cell."""
-    claim = bench.claim
+    claim = measurements.claim
     headers = ["row", "execution"]
     for dataset in claim.datasets.values():
         headers += [f"{dataset.title}, published MB", "tensor peak MiB", "process peak MiB"]
     rows = []
     for row in claim.rows:
-        for execution in bench.executions_of(row):
+        for execution in measurements.executions_of(row):
             cells = [row.label, execution]
             for name in claim.datasets:
-                place = bench.place(name, row.id, execution)
+                place = measurements.place(name, row.id, execution)
                 published, _, _ = recomputed(claim, row, "memory", name)
-                cells += [_number(published, 1), _peak(bench, place, "tensor"), _peak(bench, place, "process")]
+                cells += [
+                    _number(published, 1),
+                    _peak(measurements, place, "tensor"),
+                    _peak(measurements, place, "process"),
+                ]
             rows.append(cells)
     return markdown_table(headers, rows, left=2)
 
 
-def roles_table(bench: Bench, dataset: str) -> str:
+def roles_table(measurements: Measurements, dataset: str) -> str:
     """Return the measured bytes by role at the peak of every row and execution, in MiB; empty without any."""
     found = [
         (row.label, execution, None if run is None else run.footprint)
-        for row, execution, place in _places(bench, dataset)
-        for run in [bench.runs.get(place)]
+        for row, execution, place in _places(measurements, dataset)
+        for run in [measurements.runs.get(place)]
     ]
     shown = shown_roles(held for _, _, held in found if held is not None)
     rows = []
@@ -139,10 +143,10 @@ def roles_table(bench: Bench, dataset: str) -> str:
     return markdown_table(["row", "execution", *shown, "sum"], rows, left=2)
 
 
-def learning_table(bench: Bench, section: Section) -> str:
+def learning_table(measurements: Measurements, section: Section) -> str:
     """Return the measured accuracies of the rows on one stream, over seeds, and the seconds that learning it took."""
     rows = []
-    for row, cell in bench.learners(section):
+    for row, cell in measurements.learners(section):
         seconds = [sum(run.phase_s.values()) for run in cell.accuracy if run.phase_s]
         cells = [accuracy_text(cell, metric) for metric, _ in ACCURACY_COLUMNS]
         mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else NOT_MEASURED
@@ -161,13 +165,16 @@ def accuracy_table(claim: Claim) -> str:
     return markdown_table(headers, rows)
 
 
-def flops_ratio(bench: Bench, dataset: str, row: Row, execution: str) -> tuple[float | None, float | None]:
+def flops_ratio(
+    measurements: Measurements, dataset: str, row: Row, execution: str
+) -> tuple[float | None, float | None]:
     """Return a row's FLOPs over those of the first compared row: as published for a whole run, as counted in a step."""
-    claim = bench.claim
+    claim = measurements.claim
     first = claim.row(claim.against[0])
     published, reference = (recomputed(claim, one, "flops", dataset)[0] for one in (row, first))
     counted, base = (
-        _flops(bench, bench.place(dataset, one.id, name)) for one, name in ((row, execution), (first, PLAIN))
+        _flops(measurements, measurements.place(dataset, one.id, name))
+        for one, name in ((row, execution), (first, PLAIN))
     )
     return (
         None if published is None or not reference else published / reference,
@@ -175,19 +182,19 @@ def flops_ratio(bench: Bench, dataset: str, row: Row, execution: str) -> tuple[f
     )
 
 
-def flops_table(bench: Bench, dataset: str) -> str:
+def flops_table(measurements: Measurements, dataset: str) -> str:
     """Return FLOPs: the published and recomputed cell of a whole run, and what one step was counted to take."""
-    claim = bench.claim
+    claim = measurements.claim
     unit = claim.datasets[dataset].flops_unit
     label = claim.row(claim.against[0]).label
     headers = ["row", "execution", f"published, {unit:.0e}".replace("e+", "e"), "recomputed", f"published / {label}"]
     headers += ["measured, one step, 1e9", f"measured / {label}"]
     rows = []
-    for row, execution, place in _places(bench, dataset):
+    for row, execution, place in _places(measurements, dataset):
         published, value, _ = recomputed(claim, row, "flops", dataset)
-        relative, ratio = flops_ratio(bench, dataset, row, execution)
-        flops = _flops(bench, place)
-        counted = bench.shown(place) if flops is None else f"{flops / 1e9:,.1f}"
+        relative, ratio = flops_ratio(measurements, dataset, row, execution)
+        flops = _flops(measurements, place)
+        counted = measurements.shown(place) if flops is None else f"{flops / 1e9:,.1f}"
         measured = NOT_MEASURED if ratio is None else f"{ratio:.2f}"
         rows.append(
             [row.label, execution, _number(published, 1), f"{value:.2f}", _number(relative, 2), counted, measured]
@@ -195,15 +202,15 @@ def flops_table(bench: Bench, dataset: str) -> str:
     return markdown_table(headers, rows, left=2)
 
 
-def ratio_table(bench: Bench, dataset: str, level: Level) -> str:
+def ratio_table(measurements: Measurements, dataset: str, level: Level) -> str:
     """Return how often every row's peak goes into those that the claim compares with, as `rival` pairs them."""
-    claim = bench.claim
+    claim = measurements.claim
     headers = ["row", "execution", *(f"{claim.row(name).label} /" for name in claim.against)]
     rows = []
-    for row, execution, place in _places(bench, dataset):
+    for row, execution, place in _places(measurements, dataset):
         cells = []
         for name in claim.against:
-            ratio = bench.ratio(rival(bench, name, place), place, level)
+            ratio = measurements.ratio(rival(measurements, name, place), place, level)
             cells.append(NOT_MEASURED if ratio is None else f"{ratio:.2f}")
         rows.append([row.label, execution, *cells])
     return markdown_table(headers, rows, left=2)
@@ -219,44 +226,46 @@ def published_ratio_table(claim: Claim, dataset: str) -> str:
     return markdown_table(headers, rows)
 
 
-def rival(bench: Bench, row: str, place: Place) -> Place:
+def rival(measurements: Measurements, row: str, place: Place) -> Place:
     """Return what a place is compared with: the row in the same execution where the claim knows one, else plain."""
-    known = bench.claim.row(row).measured
-    return bench.place(place.dataset, row, place.execution if place.execution in known else PLAIN)
+    known = measurements.claim.row(row).measured
+    return measurements.place(place.dataset, row, place.execution if place.execution in known else PLAIN)
 
 
-def provenance_table(bench: Bench) -> str:
+def provenance_table(measurements: Measurements) -> str:
     """Return every run behind the page: where it lies, its peak in bytes, and the batches it consumed."""
     rows = [
         [
-            bench.claim.datasets[place.dataset].title,
-            bench.claim.row(place.row).label,
+            measurements.claim.datasets[place.dataset].title,
+            measurements.claim.row(place.row).label,
             place.execution,
             str(place.batch_size),
             str(place.replay_size or UNDEFINED),
-            count(bench.peak_bytes(place)),
+            count(measurements.peak_bytes(place)),
             run.fingerprint or "not recorded",
             run.run_id,
         ]
-        for place, run in sorted(bench.runs.items())
+        for place, run in sorted(measurements.runs.items())
     ]
     headers = ["data set", "row", "execution", "batch", "replayed", "tensor peak B", "fingerprint", "run"]
     return markdown_table(headers, rows, left=3, last="left")
 
 
-def _places(bench: Bench, dataset: str) -> list[tuple[Row, str, Place]]:
+def _places(measurements: Measurements, dataset: str) -> list[tuple[Row, str, Place]]:
     return [
-        (row, name, bench.place(dataset, row.id, name)) for row in bench.claim.rows for name in bench.executions_of(row)
+        (row, name, measurements.place(dataset, row.id, name))
+        for row in measurements.claim.rows
+        for name in measurements.executions_of(row)
     ]
 
 
-def _peak(bench: Bench, place: Place, level: Level) -> str:
-    peak = bench.peak_bytes(place, level)
-    return bench.shown(place) if peak is None else mib(peak)
+def _peak(measurements: Measurements, place: Place, level: Level) -> str:
+    peak = measurements.peak_bytes(place, level)
+    return measurements.shown(place) if peak is None else mib(peak)
 
 
-def _flops(bench: Bench, place: Place) -> int | None:
-    run = bench.runs.get(place)
+def _flops(measurements: Measurements, place: Place) -> int | None:
+    run = measurements.runs.get(place)
     return None if run is None else run.flops_per_step
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from clmem.harness.results.record import Allocator, RunResult, load_result, save_result
 from clmem.harness.specs.run import RunSpec
-from clmem.reports.units import MIB, mib
+from clmem.reports.data.units import MIB, mib
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
 from clmem.harness.results.record import RunResult, load_result, save_result
-from clmem.reports.load import load_sections
-from clmem.reports.markdown import write_report
-from clmem.reports.markup import cell_text, plain
-from clmem.reports.predictions import FILE
-from clmem.reports.terminal import measure_table, summary
+from clmem.reports.data.load import load_sections
+from clmem.reports.data.predictions import FILE
+from clmem.reports.markdown.markup import cell_text, plain
+from clmem.reports.markdown.report import write_report
+from clmem.reports.terminal.runs import measure_table, summary
 
 HOSTILE: tuple[Any, ...] = (
     *(-1, 0, 2**63, -(2**200), 1e308, -0.5, True, None, float("nan"), float("inf")),
@@ -133,7 +133,7 @@ def test_a_label_full_of_markup_is_shown_as_it_is(tmp_path: Path, memory_run: An
 
 
 def test_names_from_results_are_names_of_files_in_the_folder(memory_run: Any) -> None:
-    from clmem.reports.cells import sections
+    from clmem.reports.data.grouping import sections
 
     runs = [memory_run("sgd", {"input": 1.0}, network=name) for name in ("../../x", "..//../x", "a b", "ab")]
     slugs = {section.setting.slug for section in sections(runs)}

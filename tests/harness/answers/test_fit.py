@@ -17,7 +17,7 @@ from clmem.harness.errors import UsageError
 from clmem.harness.memory.predicting.caching import OutOfReservedError
 from clmem.harness.specs.budgets import MIB
 from clmem.harness.specs.run import RunSpec
-from clmem.reports.fits import answer, fit_json, fit_table
+from clmem.reports.terminal.fits import answer, fit_json, fit_table
 
 
 def spec(**changes: Any) -> RunSpec:

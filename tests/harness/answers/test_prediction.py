@@ -27,7 +27,7 @@ from clmem.harness.runs.runner import run_specs
 from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs
 from clmem.methods.sgd import SGD
-from clmem.reports.terminal import measure_json, measure_table, prediction_json, prediction_table
+from clmem.reports.terminal.runs import measure_json, measure_table, prediction_json, prediction_table
 
 FEW_BYTES = 64
 """Numbers that torch wraps into tensors of a few bytes are not seen where nothing runs."""

@@ -21,7 +21,7 @@ from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import LEAN, PLAIN, Segments, techniques
 from clmem.methods.base import Batch, Method, Task
-from clmem.reports.tables import markdown_table
+from clmem.reports.markdown.tables import markdown_table
 from tests.methods.toys import NUM_CLASSES, another, make_batch, make_setting
 
 NAMES = method_names()

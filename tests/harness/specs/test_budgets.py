@@ -14,7 +14,7 @@ from clmem.harness.runs.job import Job, Outcome
 from clmem.harness.runs.processes import Workers
 from clmem.harness.specs.budgets import MIB, boards, budget
 from clmem.harness.specs.run import RunSpec
-from clmem.reports.cells import Setting
+from clmem.reports.data.grouping import Setting
 
 ONLY_SGD = {"method": "sgd", "stream": "synthetic-cifar10", "width": 8}
 

@@ -1,0 +1,1 @@
+"""What is in a directory of results: loaded, checked, grouped into cells and sections; and how numbers are written."""

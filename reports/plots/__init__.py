@@ -1,0 +1,1 @@
+"""The plots, drawn from matplotlib's defaults; matplotlib is imported only when one is drawn."""

@@ -1,0 +1,49 @@
+"""How numbers are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from clmem.reports.data.units import MIB, Statistic, count, mib, plural, share
+
+
+def test_mib_are_powers_of_two_with_one_decimal() -> None:
+    assert mib(MIB) == "1.0"
+    assert mib(1_000_000) == "1.0"
+    assert mib(1234 * MIB + MIB // 2) == "1,234.5"
+
+
+def test_what_was_not_measured_is_empty_and_zero_is_not() -> None:
+    assert mib(None) == count(None) == ""
+    assert mib(0) == "0.0"
+    assert count(0) == "0"
+
+
+def test_deviation_is_the_sample_deviation_over_seeds() -> None:
+    statistic = Statistic.of([0.70, 0.72, 0.77])
+    assert statistic is not None
+    assert statistic.n == 3
+    assert statistic.deviation == pytest.approx(0.0360555, abs=1e-6)
+    assert statistic.percent() == "73.0 ± 3.6"
+
+
+def test_one_seed_has_no_deviation() -> None:
+    statistic = Statistic.of([0.712])
+    assert statistic is not None
+    assert statistic.percent() == "71.2"
+
+
+def test_no_value_has_no_statistic() -> None:
+    assert Statistic.of([]) is None
+
+
+def test_a_rounded_negative_zero_loses_its_sign() -> None:
+    statistic = Statistic.of([-0.0001])
+    assert statistic is not None
+    assert statistic.percent() == "0.0"
+
+
+def test_shares_and_plurals() -> None:
+    assert share(62, 100) == "62 %"
+    assert share(0, 0) == "—"
+    assert (plural(1, "run"), plural(2, "run")) == ("1 run", "2 runs")
