@@ -127,7 +127,7 @@ class OpenElements(Protocol):
         ...
 
 
-class Executor(Protocol):
+class Runner(Protocol):
     """How a method looks through the network without learning: evaluation, importance, reference features."""
 
     def forward(
@@ -155,7 +155,7 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """Everything a method is given when it is made.
 
     augment: uint8 [n, C, H, W] images (any device) -> float32 augmented and normalised, drawing from the generator.
@@ -169,7 +169,7 @@ class Setting:
     """
 
     network: Network
-    executor: Executor
+    runner: Runner
     num_classes: int
     num_tasks: int
     image_shape: tuple[int, int, int]
@@ -239,17 +239,17 @@ class Method:
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        self.setting = setting
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        self.context = context
         self.config = config
-        self.network = setting.network
+        self.network = context.network
         """What the optimizer moves. `before_task` may put another network here."""
         self.trunk: Trunk | None = None
 
     @property
     def samples_to_store(self) -> int:
         """How many samples must be stored before a step holds all that it will: in a measurement task 0 stores them."""
-        return min(self.setting.replay_size, self.setting.buffer_size)
+        return min(self.context.replay_size, self.context.buffer_size)
 
     def kept_channels(self) -> Mapping[str, Tensor]:
         """Return, by convolution, a bool mask [channels out] of those that are not zero for good; empty without any.
@@ -305,7 +305,7 @@ class Method:
 
     def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
         """Return logits [n, all classes] of float32 images in eval mode; with a graph only where that is measured."""
-        return self.setting.executor.forward(images).logits
+        return self.context.runner.forward(images).logits
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
         """Declare every tensor kept across steps: keys `replay` and `method_state`."""

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term, searched
 from clmem.methods.parts.lean import TERMWISE
 from clmem.methods.parts.reservoir import Reservoir
 
@@ -55,16 +55,16 @@ class DERpp(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.buffer = Reservoir(setting, setting.buffer_size, num_logits=setting.num_classes)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.buffer = Reservoir(context, context.buffer_size, num_logits=context.num_classes)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Three terms, one optimizer step; the first alone while nothing is stored."""
         learn = Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))
-        if min(len(self.buffer), self.setting.replay_size) == 0:
+        if min(len(self.buffer), self.context.replay_size) == 0:
             return [[learn]]
-        return [[learn, *dark_replay(self.buffer, self.setting.replay_size, self.config.alpha, self.config.beta)]]
+        return [[learn, *dark_replay(self.buffer, self.context.replay_size, self.config.alpha, self.config.beta)]]
 
     def after_step(self, batch: Batch, outputs: list[Outputs]) -> None:
         """Offer the batch, with the logits that the step itself computed, to the reservoir."""

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term, searched
 from clmem.methods.parts.lean import WHOLE
 from clmem.methods.parts.reservoir import Reservoir
 
@@ -43,15 +43,15 @@ class ER(Method):
 
         lr: float = Field(0.1, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR)")
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.buffer = Reservoir(setting, setting.buffer_size)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.buffer = Reservoir(context, context.buffer_size)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """One term on the concatenation."""
-        if min(len(self.buffer), self.setting.replay_size) == 0:
+        if min(len(self.buffer), self.context.replay_size) == 0:
             return [[Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]]
-        replayed = self.buffer.draw(self.setting.replay_size)
+        replayed = self.buffer.draw(self.context.replay_size)
         images = torch.cat([batch.images, replayed.images])
         loss = partial(self.cross_entropy_of_both, classes=batch.classes)
         return [[Term(images, loss, (batch.labels, replayed.labels))]]

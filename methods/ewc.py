@@ -61,7 +61,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term, searched
 from clmem.methods.parts.lean import WHOLE
 
 ALL = "all parameters"
@@ -101,8 +101,8 @@ class EWC(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
         if config.weighted and config.fisher == "batched":
             raise ValueError(
                 "weighted=true weights the square of each sample, but fisher='batched' squares one gradient per batch; "
@@ -162,7 +162,7 @@ class EWC(Method):
         fisher = self._by_parameter(self.fisher)
         torch._foreach_mul_(fisher, self.config.gamma)
         for term, share in self._likelihoods(task):
-            gradients = tuple(self.setting.executor.gradients(term).values())
+            gradients = tuple(self.context.runner.gradients(term).values())
             torch._foreach_addcmul_(fisher, gradients, gradients, value=share)
             del gradients  # or they would live on beside the next ones
         with torch.no_grad():
@@ -174,7 +174,7 @@ class EWC(Method):
         target: the labels y, int64 [n], or with `fisher=sampled` Gumbel noise [n, C] that draws them.
         """
         if self.config.fisher == "sampled":
-            scope = classes if self.config.head == "task_il" else range(self.setting.num_classes)
+            scope = classes if self.config.head == "task_il" else range(self.context.num_classes)
             noisy = outputs.logits.detach() + target
             target = noisy[:, scope.start : scope.stop].argmax(1) + scope.start
         loss = self.cross_entropy(outputs, target, classes)
@@ -186,7 +186,7 @@ class EWC(Method):
 
     def _likelihoods(self, task: Task) -> Iterator[tuple[Term, float]]:
         """Yield what is differentiated, a sample (or a batch) at a time, and its share of the N samples."""
-        batch_size = self.setting.batch_size
+        batch_size = self.context.batch_size
         visited = min(task.num_samples, task.steps_per_epoch * batch_size)
         total = min(visited, self.config.fisher_samples or visited)
         for first in range(0, total, batch_size):
@@ -194,11 +194,11 @@ class EWC(Method):
             count = min(batch_size, total - first)
             targets = batch.labels
             if self.config.fisher == "sampled":
-                noise = self.setting.rng.gumbel(size=(count, self.setting.num_classes)).astype(np.float32)
-                targets = torch.from_numpy(noise).to(self.setting.device)
+                noise = self.context.rng.gumbel(size=(count, self.context.num_classes)).astype(np.float32)
+                targets = torch.from_numpy(noise).to(self.context.device)
             size = count if self.config.fisher == "batched" else 1
             loss = partial(self.negative_log_likelihood, classes=batch.classes)
-            for start in range(0, count, size)[: 2 if self.setting.shapes_only else None]:
+            for start in range(0, count, size)[: 2 if self.context.shapes_only else None]:
                 part = slice(start, start + size)
                 yield Term(batch.images[part], loss, (targets[part],)), size / total
 
@@ -206,7 +206,7 @@ class EWC(Method):
         parameters = dict(self.network.named_parameters())
         if self.config.vectors == "flattened":
             size = sum(parameter.numel() for parameter in parameters.values())
-            return {ALL: torch.zeros(size, device=self.setting.device)}
+            return {ALL: torch.zeros(size, device=self.context.device)}
         return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
     def _by_parameter(self, vectors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

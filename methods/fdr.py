@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, Outputs, Setting, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term, searched
 from clmem.methods.parts.lean import WHOLE
 from clmem.methods.parts.task_buffer import TaskBuffer
 
@@ -57,18 +57,18 @@ class FDR(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.buffer = TaskBuffer(setting, setting.buffer_size)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.buffer = TaskBuffer(context, context.buffer_size)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Two optimizer steps; the first alone while nothing is stored."""
         yield [Term(batch.images, partial(self.cross_entropy, classes=batch.classes), (batch.labels,))]
-        if min(len(self.buffer), self.setting.replay_size) > 0:
+        if min(len(self.buffer), self.context.replay_size) > 0:
             yield [self._recall()]
 
     def _recall(self) -> Term:
-        x, z = self.buffer.draw(self.setting.replay_size)
+        x, z = self.buffer.draw(self.context.replay_size)
         return Term(x, self.distance, (z,))
 
     def distance(self, outputs: Outputs, z: Tensor) -> Tensor:
@@ -81,14 +81,14 @@ class FDR(Method):
 
     def after_task(self, task: Task) -> None:
         """Give every task, the new one too, the same number of slots."""
-        missing = self.setting.buffer_size // (task.index + 1)
+        missing = self.context.buffer_size // (task.index + 1)
         self.buffer.keep(missing)
         for step in range(task.steps_per_epoch):
             if missing == 0:
                 break
             batch = task.batch(0, step)
             images, raw = batch.images[:missing], batch.raw[:missing]
-            self.buffer.add(raw, self.setting.executor.forward(images).logits, task.index)
+            self.buffer.add(raw, self.context.runner.forward(images).logits, task.index)
             missing -= len(raw)
             del batch, images  # or they would live on beside the next ones
 

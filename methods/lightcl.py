@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clmem.methods.base import Batch, Method, Network, Outputs, Setting, Step, Task, Term, Trunk, searched
+from clmem.methods.base import Batch, Method, MethodContext, Network, Outputs, Step, Task, Term, Trunk, searched
 from clmem.methods.parts.channels import top_channels
 from clmem.methods.parts.lean import GROUPED_TAIL
 from clmem.methods.parts.reservoir import Reservoir
@@ -94,24 +94,24 @@ class LightCL(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        if config.memory_source == "new_task" and config.memory_size > setting.batch_size:
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        if config.memory_source == "new_task" and config.memory_size > context.batch_size:
             raise ValueError(
-                f"memory_size is {config.memory_size} but the batch it is taken from has {setting.batch_size} images; "
+                f"memory_size is {config.memory_size} but the batch it is taken from has {context.batch_size} images; "
                 "use a smaller memory_size or a larger batch"
             )
         self._trunk_of(1)  # raises for an impossible boundary now, not after task 0
         first = config.first_boundary
-        modules = setting.network.stage_modules
+        modules = context.network.stage_modules
         if first is not None and len(modules(first)) > len(modules(config.boundary)):
             raise ValueError(
                 f"first_boundary is {first!r}, behind boundary {config.boundary!r}, so that layers frozen in task 0 "
                 "would learn later; choose an earlier first_boundary"
             )
         self.trunk = self._trunk_of(0)
-        self.watched = tail_relus(setting.network, config.boundary)
-        self.buffer = Reservoir(setting, config.memory_size if config.memory_source == "reservoir" else 0)
+        self.watched = tail_relus(context.network, config.boundary)
+        self.buffer = Reservoir(context, config.memory_size if config.memory_source == "reservoir" else 0)
         self.memory: Tensor | None = None
         """M, float32 [m, C, H, W]."""
         self.features: dict[str, Tensor] = {}
@@ -124,14 +124,14 @@ class LightCL(Method):
         """Channels by module name where some were removed: those of before."""
         self.weight_masks: list[Tensor] = []
         if config.weight_masks == "float32":
-            self.weight_masks = [torch.ones_like(parameter) for parameter in setting.network.parameters()]
+            self.weight_masks = [torch.ones_like(parameter) for parameter in context.network.parameters()]
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come; from task 1 on choose M and look at it with the old weights."""
         self.trunk = self._trunk_of(task.index)
         if task.index > 0:
             self.memory = self._memory_images(task)
-            reference = self.setting.executor.forward(self.memory, watch=self.watched, bn="train")
+            reference = self.context.runner.forward(self.memory, watch=self.watched, bn="train")
             self.features, self.logits = dict(reference.maps), reference.logits
 
     def terms(self, batch: Batch) -> Iterable[Step]:
@@ -157,14 +157,14 @@ class LightCL(Method):
         """Forget M, then add the channels that matter to this task to those that mattered before."""
         self.memory, self.features, self.logits = None, {}, None
         if self.config.keep_ratio < 1:
-            seen = self.setting.executor.forward(task.batch(0, 0).images, watch=self.watched)
+            seen = self.context.runner.forward(task.batch(0, 0).images, watch=self.watched)
             for name, features in seen.maps.items():
                 mask = important_channels(features, self.config.keep_ratio, self.channels.get(name))
                 self.masks[name] = self.masks[name] | mask if name in self.masks else mask
 
     def predict(self, images: Tensor, task_id: int | None = None) -> Tensor:
         """Return logits [n, all classes]; with `evaluation_graph` they keep the graph that made them."""
-        return self.setting.executor.forward(images, graph=self.config.evaluation_graph).logits
+        return self.context.runner.forward(images, graph=self.config.evaluation_graph).logits
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
         """Replay: M and the reservoir. Method state: F*, z* and the masks."""
@@ -189,7 +189,7 @@ class LightCL(Method):
     def _trunk_of(self, task: int) -> Trunk | None:
         boundary = self.config.first_boundary if task == 0 else None
         return frozen_trunk(
-            self.setting, boundary or self.config.boundary, self.config.trunk, task, self.config.trunk_bn
+            self.context, boundary or self.config.boundary, self.config.trunk, task, self.config.trunk_bn
         )
 
     def _memory_images(self, task: Task) -> Tensor:

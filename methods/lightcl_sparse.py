@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clmem.methods.base import Setting, searched
+from clmem.methods.base import MethodContext, searched
 from clmem.methods.lightcl import LightCL
 from clmem.methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
 from clmem.methods.parts.lean import GROUPED_TAIL
@@ -73,9 +73,9 @@ class LightCLSparse(LightCL):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        network = setting.network
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        network = context.network
         kept = kept_channels(network, config.ranking)
         self.ranked = list(kept)
         """The convolutions whose channels were ranked, by name."""

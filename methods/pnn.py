@@ -37,7 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, Network, Scenario, Setting, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term, searched
 from clmem.methods.parts.columns import Column
 from clmem.methods.parts.lean import WHOLE
 
@@ -62,22 +62,22 @@ class PNN(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.columns: list[Network] = [setting.network]
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.columns: list[Network] = [context.network]
 
     def before_task(self, task: Task) -> None:
         """Add the task's column, unless it is the first or the task begins once more."""
         if task.index == len(self.columns):
-            self._add_column(int(self.setting.rng.integers(2**63)))
+            self._add_column(int(self.context.rng.integers(2**63)))
 
     def _add_column(self, seed: int) -> None:
         number = len(self.columns)
         self.columns[-1].eval()
-        body, adapter = (self.setting.new_network(2 * number + part) for part in range(2))
+        body, adapter = (self.context.new_network(2 * number + part) for part in range(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Column(self.columns, body, adapter).to(self.setting.device)
+            self.network = Column(self.columns, body, adapter).to(self.context.device)
         self.columns.append(self.network)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
@@ -89,7 +89,7 @@ class PNN(Method):
         if task_id is None:
             raise ValueError("PNN has a column per task and cannot tell tasks apart: give predict() the task_id")
         column = self.columns[min(task_id, len(self.columns) - 1)]
-        return self.setting.executor.forward(images, network=column).logits
+        return self.context.runner.forward(images, network=column).logits
 
     def memory_roles(self) -> Mapping[str, Iterable[Tensor]]:
         """Method state: all columns but the newest, which is the network."""

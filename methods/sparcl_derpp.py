@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Setting, Step, searched
+from clmem.methods.base import Batch, MethodContext, Step, searched
 from clmem.methods.derpp import dark_replay
 from clmem.methods.parts.lean import TERMWISE
 from clmem.methods.parts.sparcl import SparCL
@@ -43,12 +43,12 @@ class SparCLDERpp(SparCL):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config, num_logits=setting.num_classes)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config, num_logits=context.num_classes)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Three terms, one optimizer step; in task 0 what is left of the batch alone."""
         learn = self.begin_step(batch)
         if not self.replays(batch):
             return [[learn]]
-        return [[learn, *dark_replay(self.buffer, self.setting.replay_size, self.config.alpha, self.config.beta)]]
+        return [[learn, *dark_replay(self.buffer, self.context.replay_size, self.config.alpha, self.config.beta)]]

@@ -50,6 +50,6 @@ class SparCLER(SparCL):
         learn = self.begin_step(batch)
         if not self.replays(batch):
             return [[learn]]
-        replayed = self.buffer.draw(self.setting.replay_size)
+        replayed = self.buffer.draw(self.context.replay_size)
         loss = partial(self.cross_entropy_of_both, classes=batch.classes)
         return [[Term(torch.cat([learn.images, replayed.images]), loss, (*learn.targets, replayed.labels))]]

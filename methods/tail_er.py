@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clmem.methods.base import Setting, Task, searched
+from clmem.methods.base import MethodContext, Task, searched
 from clmem.methods.er import ER
 from clmem.methods.parts.lean import WHOLE
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk
@@ -32,9 +32,9 @@ class TailER(ER):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.trunk = frozen_trunk(context, config.boundary, config.trunk, task=0)
 
     @property
     def trunk_bn(self) -> Literal["eval", "train"]:
@@ -43,4 +43,4 @@ class TailER(ER):
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come."""
-        self.trunk = frozen_trunk(self.setting, self.config.boundary, self.config.trunk, task.index)
+        self.trunk = frozen_trunk(self.context, self.config.boundary, self.config.trunk, task.index)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, Setting, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Step, Task, Term, searched
 from clmem.methods.parts.lean import WHOLE
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
@@ -36,9 +36,9 @@ class TailSGD(Method):
 
     config: Config
 
-    def __init__(self, setting: Setting, config: Config) -> None:
-        super().__init__(setting, config)
-        self.trunk = frozen_trunk(setting, config.boundary, config.trunk, task=0)
+    def __init__(self, context: MethodContext, config: Config) -> None:
+        super().__init__(context, config)
+        self.trunk = frozen_trunk(context, config.boundary, config.trunk, task=0)
 
     @property
     def trunk_bn(self) -> Literal["eval", "train"]:
@@ -47,7 +47,7 @@ class TailSGD(Method):
 
     def before_task(self, task: Task) -> None:
         """Freeze the trunk once its time has come."""
-        self.trunk = frozen_trunk(self.setting, self.config.boundary, self.config.trunk, task.index)
+        self.trunk = frozen_trunk(self.context, self.config.boundary, self.config.trunk, task.index)
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Cross-entropy on the batch."""

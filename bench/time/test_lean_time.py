@@ -32,7 +32,7 @@ def test_lean_step_time_relative_to_plain(benchmark: Any) -> None:
                 for execution, (run, task) in runs.items():
                     batch = task.batch(0, number % task.steps_per_epoch)
                     start = time.perf_counter()
-                    run.execution.learn(batch)
+                    run.runner.learn(batch)
                     if number:  # the first warms up
                         seconds[name][execution] = min(seconds[name][execution], time.perf_counter() - start)
 

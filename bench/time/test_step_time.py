@@ -34,7 +34,7 @@ def past_task_0(spec: RunSpec) -> tuple[Run, Task]:
     run = build(spec, Unwatched())
     task = run.stream.train_task(0)
     run.method.before_task(task)
-    run.execution.learn(task.batch(0, 0))
+    run.runner.learn(task.batch(0, 0))
     if not run.method.joint:
         run.method.after_task(task)
         task = run.stream.train_task(1)
@@ -62,7 +62,7 @@ def test_step_time_relative_to_sgd(benchmark: Any) -> None:
         for name, (run, task) in runs.items():
             batch = task.batch(0, len(seconds[name]) % task.steps_per_epoch)
             start = time.perf_counter()
-            run.execution.learn(batch)
+            run.runner.learn(batch)
             seconds[name].append(time.perf_counter() - start)
 
     benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS, iterations=1)

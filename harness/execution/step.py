@@ -28,7 +28,7 @@ from clmem.harness.specs.techniques import PLAIN, Techniques
 from clmem.methods.base import Batch, Method, Network, Outputs, Step, Term
 
 
-class Execution:
+class StepRunner:
     """Carries out a method's steps on its network. `attach` it to the method before the first step.
 
     techniques: what of lean execution is in use. kept: the channels that stay when others are removed, where the method
@@ -70,7 +70,7 @@ class Execution:
                 "storage=compact removes channels that are pruned in all summed branches alike and whose masks are not "
                 "held; this method has none"
             )
-        remove_channels(self.method.network, kept, self.method.setting.image_shape)
+        remove_channels(self.method.network, kept, self.method.context.image_shape)
         self.method.channels_removed()
         gc.collect()  # the dependency graph and the dense weights lie in cycles, and would stay for a while
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -308,7 +308,7 @@ class Execution:
         network: Network | None = None,
         graph: bool = False,
     ) -> Outputs:
-        """Run the network without learning; see `Executor` in `clmem.methods.base`.
+        """Run the network without learning; see `Runner` in `clmem.methods.base`.
 
         A trunk frozen in eval mode stays in it.
         """
@@ -329,7 +329,7 @@ class Execution:
         return Outputs(torch.cat([part.logits for part in parts]), together)
 
     def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
-        """Run one term forward and backward without a step; see `clmem.methods.base.Executor`."""
+        """Run one term forward and backward without a step; see `clmem.methods.base.Runner`."""
         self._follow_method()
         network = self.network
         self._set_modes(network, training=bn == "train")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.monitor import Monitor
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_config
 from clmem.harness.networks.resnet18 import build_network
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources, weights_label
@@ -20,7 +20,7 @@ from clmem.harness.specs.targets import allocator_of, device_of
 from clmem.harness.specs.techniques import techniques
 from clmem.harness.streams import open_stream
 from clmem.harness.streams.stream import TaskStream
-from clmem.methods.base import Method, Network, Setting
+from clmem.methods.base import Method, MethodContext, Network
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Run:
 
     stream: TaskStream
     method: Method
-    execution: Execution
+    runner: StepRunner
     weights: str | None = None
 
 
@@ -67,10 +67,10 @@ def build(
     chosen = techniques(spec.execution, cls.lean)
     if chosen.moves and allocator_of(spec.target) == "cpu":
         raise UsageError(f"{chosen.moves[0]} moves memory from a device to the host, and target cpu is the host")
-    execution = Execution(monitor, chosen, kept)
-    setting = Setting(
+    runner = StepRunner(monitor, chosen, kept)
+    context = MethodContext(
         network=network,
-        executor=execution,
+        runner=runner,
         num_classes=stream.num_classes,
         num_tasks=stream.num_tasks,
         image_shape=stream.image_shape,
@@ -89,9 +89,9 @@ def build(
         replay_dtype=getattr(torch, chosen.replay_dtype),
         shapes_only=device == "meta",
     )
-    method = cls(setting, config)
-    execution.attach(method)
-    return Run(stream, method, execution, weights)
+    method = cls(context, config)
+    runner.attach(method)
+    return Run(stream, method, runner, weights)
 
 
 def _network_seed(seed: int, number: int) -> int:

@@ -33,7 +33,7 @@ def count_flops(spec: RunSpec, sources: Sources, visited: Sequence[int], trained
             task = replace(run.stream.train_task(index), epochs=1, steps_per_epoch=max(1, steps))
             run.method.before_task(task)
             for step in range(steps):
-                run.execution.learn(task.batch(0, step))
+                run.runner.learn(task.batch(0, step))
             run.method.after_task(task)
         return _one_step(run, len(visited) - 1)
     except READ_A_VALUE:
@@ -44,5 +44,5 @@ def _one_step(run: Run, index: int) -> int:
     task = run.stream.train_task(index)
     run.method.before_task(task)
     with FlopCounterMode(display=False) as counter:
-        run.execution.learn(task.batch(0, 0))
+        run.runner.learn(task.batch(0, 0))
     return int(counter.get_total_flops())

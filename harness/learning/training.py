@@ -48,13 +48,13 @@ def short_schedule(method: Method, *, steady: bool = True) -> Schedule:
     task 1. A method that grows with the tasks visits all of them, one step each, and none where it need not learn in
     order to grow. steady: False leaves the second step out.
     """
-    setting = method.setting
-    fill = max(1, -(-method.samples_to_store // setting.batch_size))
+    context = method.context
+    fill = max(1, -(-method.samples_to_store // context.batch_size))
     if method.joint:
         steps: tuple[int, ...] = (1 + steady,)
     elif method.grows_with_tasks:
         between = int(method.grows_with_tasks == "learnt")
-        steps = (fill, *[between] * (setting.num_tasks - 2), 1)
+        steps = (fill, *[between] * (context.num_tasks - 2), 1)
     else:
         steps = (fill, 1 + steady)
     return Schedule(steps, evaluation_batches=1, evaluate_all=False)
@@ -83,7 +83,7 @@ def train(
     checkpoint: where a full schedule leaves its state from time to time, and goes on from. Raises DivergedError on a
     NaN or infinite loss.
     """
-    method, stream, execution = run.method, run.stream, run.execution
+    method, stream, runner = run.method, run.stream, run.runner
     course = Course() if checkpoint is None else checkpoint.restore(run)
     progress.steps, progress.seconds = course.steps, course.seconds
 
@@ -133,7 +133,7 @@ def train(
             with phase("first_step" if step == 0 else "step", index):
                 batch = next(batches)
                 monitor.inputs(batch.images, batch.labels)
-                loss = execution.learn(batch)
+                loss = runner.learn(batch)
                 del batch
                 if step % FINITE_EVERY == 0 or step + 1 == steps:
                     _check_finite(loss, method, index, step)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clmem.methods.base import Setting
+from clmem.methods.base import MethodContext
 
 TENTHS = (1, 2, 3, 4)
 """Removals, in tenths of a task's steps."""
@@ -47,8 +47,8 @@ class DataRemoval:
     [samples], always on the host, where batches are cut. All are empty between tasks, and with a share of 0.
     """
 
-    def __init__(self, setting: Setting, share: float) -> None:
-        self.setting = setting
+    def __init__(self, context: MethodContext, share: float) -> None:
+        self.context = context
         self.share = share
         self.end_task()
 
@@ -68,7 +68,7 @@ class DataRemoval:
         removed = self.removed.numpy()
         missing = wanted - int(removed.sum())
         if missing > 0:
-            rest = self.setting.rng.permutation(np.flatnonzero(~removed))  # so that a stable sort breaks ties by chance
+            rest = self.context.rng.permutation(np.flatnonzero(~removed))  # so that a stable sort breaks ties by chance
             forgotten, right = self.forgotten.cpu().numpy()[rest], self.correct.cpu().numpy()[rest]
             never_learnt = (forgotten == 0) & ~right
             order = np.where(never_learnt, np.iinfo(forgotten.dtype).max, forgotten)
@@ -105,12 +105,12 @@ class DataRemoval:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what another process knew of the present task."""
-        self.forgotten = state["forgotten"].to(self.setting.device)
-        self.correct = state["correct"].to(self.setting.device)
+        self.forgotten = state["forgotten"].to(self.context.device)
+        self.correct = state["correct"].to(self.context.device)
         self.removed = state["removed"].cpu()
 
     def _allocate(self, num_samples: int) -> None:
-        device = self.setting.device
+        device = self.context.device
         self.forgotten = torch.zeros(num_samples, dtype=torch.int16, device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
         self.removed = torch.zeros(num_samples, dtype=torch.bool, device="cpu")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clmem.methods.base import Setting
+from clmem.methods.base import MethodContext
 
 
 class Replayed(NamedTuple):
@@ -38,8 +38,8 @@ class Reservoir:
     on how full it is. Every draw comes from the method's own generator.
     """
 
-    def __init__(self, setting: Setting, slots: int, num_logits: int = 0) -> None:
-        self.setting = setting
+    def __init__(self, context: MethodContext, slots: int, num_logits: int = 0) -> None:
+        self.context = context
         self.slots = slots
         self.num_logits = num_logits
         self.seen = 0
@@ -59,7 +59,7 @@ class Reservoir:
         numbers = self.seen + np.arange(len(raw))
         slots = np.where(numbers < self.slots, numbers, self.slots)
         late = numbers >= self.slots
-        slots[late] = self.setting.rng.integers(0, numbers[late] + 1)
+        slots[late] = self.context.rng.integers(0, numbers[late] + 1)
         self.seen += len(raw)
 
         # Of several samples that hit one slot the last one stays, as if they had been written one by one.
@@ -68,18 +68,18 @@ class Reservoir:
         sources, written = sources[written < self.slots], written[written < self.slots]
         if len(written) == 0:
             return
-        at, place = self._index(written), self.setting.replay_device
+        at, place = self._index(written), self.context.replay_device
         chosen = torch.from_numpy(sources).to(labels.device)
-        self.images.index_copy_(0, at, torch.from_numpy(raw[sources]).to(place, self.setting.replay_dtype))
+        self.images.index_copy_(0, at, torch.from_numpy(raw[sources]).to(place, self.context.replay_dtype))
         self.labels.index_copy_(0, at, labels.index_select(0, chosen).to(place))
         if logits is not None:
             self.logits.index_copy_(0, at, logits.index_select(0, chosen).to(place))
 
     def draw(self, count: int) -> Replayed:
         """Return min(count, len(self)) different samples, uniformly chosen."""
-        chosen = self._index(self.setting.rng.choice(len(self), size=min(count, len(self)), replace=False))
-        device, rng = self.setting.device, self.setting.rng
-        images = self.setting.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
+        chosen = self._index(self.context.rng.choice(len(self), size=min(count, len(self)), replace=False))
+        device, rng = self.context.device, self.context.rng
+        images = self.context.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
         labels, logits = (stored.index_select(0, chosen).to(device) for stored in (self.labels, self.logits))
         return Replayed(images, labels, logits)
 
@@ -98,11 +98,11 @@ class Reservoir:
             self.images, self.labels, self.logits = state["slots"]
 
     def _allocate(self) -> None:
-        device, dtype = self.setting.replay_device, self.setting.replay_dtype
+        device, dtype = self.context.replay_device, self.context.replay_dtype
         # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
-        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=dtype, device=device)
+        self.images = torch.zeros((self.slots, *self.context.image_shape), dtype=dtype, device=device)
         self.labels = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self.logits = torch.zeros((self.slots, self.num_logits), device=device)
 
     def _index(self, numbers: np.ndarray) -> Tensor:
-        return torch.from_numpy(numbers).to(self.setting.replay_device)
+        return torch.from_numpy(numbers).to(self.context.replay_device)

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clmem.methods.base import Batch, Method, OpenElements, Outputs, Setting, Task, Term
+from clmem.methods.base import Batch, Method, MethodContext, OpenElements, Outputs, Task, Term
 from clmem.methods.parts.data_removal import DataRemoval, taken
 from clmem.methods.parts.reservoir import Reservoir
 from clmem.methods.parts.sparse_training import SparseConfig, SparseTraining
@@ -33,11 +33,11 @@ class SparCL(Method):
     class Config(SparseConfig):
         """Hyper-parameters."""
 
-    def __init__(self, setting: Setting, config: Config, num_logits: int = 0) -> None:
-        super().__init__(setting, config)
-        self.buffer = Reservoir(setting, setting.buffer_size, num_logits)
-        self.masks = SparseTraining(setting, config)
-        self.removal = DataRemoval(setting, config.removal_share)
+    def __init__(self, context: MethodContext, config: Config, num_logits: int = 0) -> None:
+        super().__init__(context, config)
+        self.buffer = Reservoir(context, context.buffer_size, num_logits)
+        self.masks = SparseTraining(context, config)
+        self.removal = DataRemoval(context, config.removal_share)
         self.steps_per_epoch = self.total_steps = 0
 
     def before_task(self, task: Task) -> None:
@@ -56,7 +56,7 @@ class SparCL(Method):
 
     def replays(self, batch: Batch) -> bool:
         """Return whether there is something to replay: from task 1 on (released code)."""
-        return batch.task > 0 and min(len(self.buffer), self.setting.replay_size) > 0
+        return batch.task > 0 and min(len(self.buffer), self.context.replay_size) > 0
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Move and apply the masks."""

@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clmem.methods.base import Method, Setting
+from clmem.methods.base import Method, MethodContext
 from clmem.methods.parts.bit_mask import MASKS, Mask, MaskKind
 
 UPDATES = 10
@@ -109,14 +109,14 @@ class SparseTraining:
     generator of its own, made from a seed that the method's generator gives once per update.
     """
 
-    def __init__(self, setting: Setting, config: SparseConfig) -> None:
-        self.setting, self.config = setting, config
+    def __init__(self, context: MethodContext, config: SparseConfig) -> None:
+        self.context, self.config = context, config
         self.weights: dict[str, Mask] = {}
         self.gradients: dict[str, Mask] = {}
         self.bounds: tuple[float, float] | None = None
         self.seed = 0
         self.refresh = False
-        for name, parameter in masked_weights(setting.network).items():
+        for name, parameter in masked_weights(context.network).items():
             weight = parameter.detach().view(-1)
             kept = weight.abs().topk(open_count(len(weight), config.sparsity), sorted=False).indices
             open_ = torch.zeros_like(weight, dtype=torch.bool).index_fill_(0, kept, True)
@@ -131,7 +131,7 @@ class SparseTraining:
         """Decide what `step` of a task of `total` steps changes."""
         update = update_at(step, total)
         self.bounds = None if update is None else bounds(update, self.config.sparsity, self.config.margin)
-        self.seed = 0 if update is None else int(self.setting.rng.integers(2**63))
+        self.seed = 0 if update is None else int(self.context.rng.integers(2**63))
         self.refresh = update is not None or step % self.config.gradient_mask_every == 0
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clmem.methods.base import Setting
+from clmem.methods.base import MethodContext
 
 FREE = -1
 
@@ -33,8 +33,8 @@ class TaskBuffer:
     give way frees slots, and those of the next task are written over them. Draws come from the method's own generator.
     """
 
-    def __init__(self, setting: Setting, slots: int) -> None:
-        self.setting = setting
+    def __init__(self, context: MethodContext, slots: int) -> None:
+        self.context = context
         self.slots = slots
         self.filled: NDArray[np.int64] = np.empty(0, np.int64)
         """Numbers of the slots in use, on the host: a draw needs no look at the device."""
@@ -67,16 +67,16 @@ class TaskBuffer:
         if not self.allocated:
             self._allocate()
         at = self._index(free)
-        place = self.setting.replay_device
-        self.images.index_copy_(0, at, torch.from_numpy(raw).to(place, self.setting.replay_dtype))
+        place = self.context.replay_device
+        self.images.index_copy_(0, at, torch.from_numpy(raw).to(place, self.context.replay_dtype))
         self.logits.index_copy_(0, at, logits.to(place))
         self._assign(free, task)
 
     def draw(self, count: int) -> Recalled:
         """Return min(count, len(self)) different samples, uniformly chosen."""
-        chosen = self._index(self.setting.rng.choice(self.filled, size=min(count, len(self)), replace=False))
-        device, rng = self.setting.device, self.setting.rng
-        images = self.setting.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
+        chosen = self._index(self.context.rng.choice(self.filled, size=min(count, len(self)), replace=False))
+        device, rng = self.context.device, self.context.rng
+        images = self.context.augment(self.images.index_select(0, chosen).to(device, torch.uint8), rng)
         return Recalled(images, self.logits.index_select(0, chosen).to(device))
 
     def tensors(self) -> Iterable[Tensor]:
@@ -95,10 +95,10 @@ class TaskBuffer:
             self._find_filled()
 
     def _allocate(self) -> None:
-        device, dtype = self.setting.replay_device, self.setting.replay_dtype
+        device, dtype = self.context.replay_device, self.context.replay_dtype
         # zeros, not empty: pages that nobody has written to are missing from what the operating system counts.
-        self.images = torch.zeros((self.slots, *self.setting.image_shape), dtype=dtype, device=device)
-        self.logits = torch.zeros((self.slots, self.setting.num_classes), device=device)
+        self.images = torch.zeros((self.slots, *self.context.image_shape), dtype=dtype, device=device)
+        self.logits = torch.zeros((self.slots, self.context.num_classes), device=device)
         self.tasks = torch.full((self.slots,), FREE, dtype=torch.int64, device="cpu")  # read on the host alone
         self.allocated = True
 
@@ -110,4 +110,4 @@ class TaskBuffer:
         self.filled = np.flatnonzero(self.tasks.numpy() != FREE)
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers).to(self.setting.replay_device)
+        return torch.from_numpy(numbers).to(self.context.replay_device)

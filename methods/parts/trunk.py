@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from clmem.methods.base import Method, Network, Setting, Trunk
+from clmem.methods.base import Method, MethodContext, Network, Trunk
 
 Freezing = Literal["auto", "first_task", "frozen"]
 """When the trunk freezes. `frozen`: from the start, its weights being treated as pretrained. `first_task`: after
@@ -30,15 +30,15 @@ def trunk_modules(network: Network, boundary: str) -> list[nn.Module]:
 
 
 def frozen_trunk(
-    setting: Setting, boundary: str, freezing: Freezing, task: int, bn: Literal["eval", "train"] = "eval"
+    context: MethodContext, boundary: str, freezing: Freezing, task: int, bn: Literal["eval", "train"] = "eval"
 ) -> Trunk | None:
     """Return the trunk that is frozen during `task`, None while all of the network learns.
 
     Raises for a boundary that the network lacks, in every task: not only once the trunk freezes.
     """
-    if not trunk_modules(setting.network, boundary):
+    if not trunk_modules(context.network, boundary):
         raise ValueError(
             f"nothing lies before boundary {boundary!r}, so there is no trunk to freeze; choose a later one"
         )
-    from_the_start = setting.pretrained if freezing == "auto" else freezing == "frozen"
+    from_the_start = context.pretrained if freezing == "auto" else freezing == "frozen"
     return Trunk(boundary, bn) if from_the_start or task > 0 else None

@@ -56,7 +56,7 @@ class Tolerance(_Part):
     flops: float = Field(ge=SMALLEST, le=LARGEST)
 
 
-class Conditions(_Part):
+class ClaimConditions(_Part):
     """What the measured runs must share with the claim."""
 
     network: str
@@ -159,7 +159,7 @@ class Claim(_Part):
     source: str
     headline: Headline
     tolerance: Tolerance
-    conditions: Conditions
+    conditions: ClaimConditions
     suites: list[str]
     against: list[str] = Field(max_length=20)
     waterfall: str
@@ -200,7 +200,7 @@ class Claim(_Part):
             if row.memory.kind:
                 _known(row.memory.kind, list(self.classes), "class")
         try:
-            for ledger in (Ledger(self, name, fixes) for name in datasets for fixes in ((), tuple(self.fixes))):
+            for ledger in (FormulaLedger(self, name, fixes) for name in datasets for fixes in ((), tuple(self.fixes))):
                 for row in self.rows:
                     ledger.value(row, "memory")
                     ledger.value(row, "flops")
@@ -221,7 +221,7 @@ class Claim(_Part):
         raise UsageError(f"there is no correction {identifier!r}; known are {known}, and all for all of them")
 
 
-class Ledger:
+class FormulaLedger:
     """The published way of counting on one data set, with some corrections; it recomputes cells.
 
     A name is looked up in the corrections, then in the data set, then in the claim, and may use other names. Each is

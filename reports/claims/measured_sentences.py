@@ -5,10 +5,10 @@ from __future__ import annotations
 from clmem.harness.specs.techniques import LEAN, PLAIN
 from clmem.reports.claims.measurements import Measurements, Place
 from clmem.reports.claims.tables import flops_ratio, published_ratio, recomputed, rival
+from clmem.reports.data.executions import RELEASED
 from clmem.reports.data.units import MIB, listed, mib
 from clmem.reports.markdown.tables import accuracy_text
 
-RELEASED = "released"
 MEANINGS = {
     RELEASED: "our implementation with the settings and the state of the authors' code",
     PLAIN: "our implementation as PyTorch carries it out",

@@ -12,9 +12,10 @@ from typing import Literal
 from clmem.harness.errors import UsageError
 from clmem.harness.results.environment import decides_bytes
 from clmem.harness.results.record import LONGEST_PATH, RunResult, distinct, load_results
-from clmem.harness.specs.techniques import PLAIN, Techniques
+from clmem.harness.specs.techniques import LEAN, PLAIN
 from clmem.harness.text import clean
 from clmem.reports.claims.claim import Claim, Measure, Row
+from clmem.reports.data.executions import RELEASED, techniques_of
 from clmem.reports.data.grouping import Cell, Section, sections
 from clmem.reports.data.load import check_same_data, told
 
@@ -26,7 +27,7 @@ Commits may differ, and are listed with their runs."""
 SPEC = ("weights", "seed", "steps_per_task", "evaluate_on", "budget")
 """Fields of a run's spec that runs of one table must share, beside what makes them runs of one cell."""
 
-EXECUTIONS = ("released", PLAIN, "lean")
+EXECUTIONS = (RELEASED, PLAIN, LEAN)
 """Executions in the order in which they are shown; others follow in the claim's own order."""
 
 NOT_MEASURED = "not measured"
@@ -232,7 +233,7 @@ def _measurements(
     for run in runs:
         by_label.setdefault((run.spec.method, run.spec.execution), []).append(run)
     for same in by_label.values():  # what a preset stands for may have changed between two runs
-        _check_equal("execution", [(_techniques(run), run) for run in same])
+        _check_equal("execution", [(techniques_of(run), run) for run in same])
     for dataset in claim.datasets:
         within = [run for place, run in ok if place.dataset == dataset]
         _check_equal("stream", [(run.spec.stream, run) for run in within])
@@ -254,10 +255,6 @@ def _measurements(
             kept[place] = run
     failed: dict[Place, str] = {place: run.status for place, run in matched if run.status != "ok" and place not in kept}
     return Measurements(claim, target, kept, failed, sections(learning), dict(sorted(left_out.items())))
-
-
-def _techniques(run: RunResult) -> dict[str, object]:
-    return {name: value for name, value in run.execution.items() if name in Techniques.model_fields}
 
 
 def _compared(key: str, value: object) -> object:

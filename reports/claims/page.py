@@ -12,7 +12,7 @@ from tabulate import tabulate
 from clmem.harness.files import write_text
 from clmem.harness.text import clean, file_name
 from clmem.reports.claims import tables
-from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity
+from clmem.reports.claims.claim import Claim, Fix, FormulaLedger, Quantity
 from clmem.reports.claims.measurements import Level, Measurements
 from clmem.reports.claims.plots import draw_claim
 from clmem.reports.claims.ratios_by_size import ratios_by_size_table
@@ -102,7 +102,7 @@ def terminal(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fi
         cells = [clean(f"{row.label} ({row.memory.kind})" if row.memory.kind else row.label)]
         for name in claim.datasets:
             published, _, _ = tables.recomputed(claim, row, "memory", name)
-            value = Ledger(claim, name, tuple(fixes)).value(row, "memory")
+            value = FormulaLedger(claim, name, tuple(fixes)).value(row, "memory")
             cells += ["" if published is None else f"{published:.1f}", f"{value:.1f}"]
         rows.append(cells)
     align = ["left", *["right"] * (len(headers) - 1)]
@@ -160,7 +160,7 @@ def claim_json(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[
                     }
                 )
     corrected = [
-        {"row": row.id, "dataset": name, "memory": Ledger(claim, name, tuple(fixes)).value(row, "memory")}
+        {"row": row.id, "dataset": name, "memory": FormulaLedger(claim, name, tuple(fixes)).value(row, "memory")}
         for row in claim.rows
         for name in claim.datasets
         if fixes

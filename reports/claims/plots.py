@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clmem.harness.text import file_name
-from clmem.reports.claims.claim import Claim, Fix, Ledger
+from clmem.reports.claims.claim import Claim, Fix, FormulaLedger
 from clmem.reports.claims.measurements import Measurements
 from clmem.reports.claims.ratios_by_size import Line, batch_sizes, ratios_by_size
 from clmem.reports.claims.tables import CHANGE, published_ratio, recomputed
@@ -119,7 +119,7 @@ def waterfall_steps(measurements: Measurements, execution: str) -> list[tuple[st
     applied: list[Fix] = []
     for fix in claim.fixes:
         applied.append(fix)
-        new = Ledger(claim, dataset, tuple(applied)).value(row, "memory")
+        new = FormulaLedger(claim, dataset, tuple(applied)).value(row, "memory")
         if abs(new - total) > CHANGE:
             steps.append((fix.id, new - total))
             total = new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clmem.harness.specs.techniques import PLAIN
-from clmem.reports.claims.claim import Claim, Fix, Ledger, Quantity, Row
+from clmem.reports.claims.claim import Claim, Fix, FormulaLedger, Quantity, Row
 from clmem.reports.claims.measurements import NOT_MEASURED, Level, Measurements, Place
 from clmem.reports.data.grouping import Section
 from clmem.reports.data.units import UNDEFINED, count, mib
@@ -37,7 +37,7 @@ def recomputed_table(claim: Claim, quantity: Quantity) -> str:
 def recomputed(claim: Claim, row: Row, quantity: Quantity, dataset: str) -> tuple[float | None, float, float | None]:
     """Return one cell as published and recomputed, in the published unit, and the error: in MB, or as a fraction."""
     unit = 1.0 if quantity == "memory" else claim.datasets[dataset].flops_unit
-    value = Ledger(claim, dataset).value(row, quantity) / unit
+    value = FormulaLedger(claim, dataset).value(row, quantity) / unit
     cells = row.published.get(dataset)
     published = None if cells is None else getattr(cells, quantity)
     if published is None:
@@ -61,7 +61,7 @@ def within_tolerance(claim: Claim, quantity: Quantity) -> tuple[int, int]:
 
 def headline_ratio(claim: Claim, fixes: Sequence[Fix] = ()) -> float:
     """Return the claimed ratio by the published ledger with some corrections."""
-    ledger = Ledger(claim, claim.headline.dataset, tuple(fixes))
+    ledger = FormulaLedger(claim, claim.headline.dataset, tuple(fixes))
     larger, smaller = (claim.row(name) for name in (claim.headline.larger, claim.headline.smaller))
     return ledger.value(larger, "memory") / ledger.value(smaller, "memory")
 
@@ -79,7 +79,7 @@ def fixes_table(claim: Claim) -> str:
 
 
 def _changes(claim: Claim, dataset: str, fixes: tuple[Fix, ...]) -> str:
-    before, after = Ledger(claim, dataset), Ledger(claim, dataset, fixes)
+    before, after = FormulaLedger(claim, dataset), FormulaLedger(claim, dataset, fixes)
     changed: dict[str, list[str]] = {}
     for row in claim.rows:
         old, new = before.value(row, "memory"), after.value(row, "memory")
@@ -98,7 +98,7 @@ def corrected_table(claim: Claim, fixes: Sequence[Fix]) -> str:
         cells = [row.label]
         for name in claim.datasets:
             published, _, _ = recomputed(claim, row, "memory", name)
-            cells += [_number(published, 1), f"{Ledger(claim, name, tuple(fixes)).value(row, 'memory'):.1f}"]
+            cells += [_number(published, 1), f"{FormulaLedger(claim, name, tuple(fixes)).value(row, 'memory'):.1f}"]
         rows.append(cells)
     return markdown_table(headers, rows)
 

@@ -10,7 +10,8 @@ from clmem.harness.results.record import Footprint, RunResult
 from clmem.harness.specs.techniques import INEXACT, LEAN, PLAIN, Techniques
 from clmem.reports.data.grouping import Cell, Section
 
-RELEASED = "@released"
+RELEASED = "released"
+"""The preset of methods that hold what their released code holds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def executions_of(section: Section) -> list[Executions]:
     groups: dict[tuple[Any, ...], list[tuple[RunResult, Footprint]]] = {}
     for _, run, footprint in section.measured:
         method, *config = _settings(run)
-        key = (method.removesuffix(RELEASED), *config)
+        key = (method.removesuffix(f"@{RELEASED}"), *config)
         groups.setdefault(key, []).append((run, footprint))
     return [_executions(runs) for runs in groups.values() if len({run.spec.execution for run, _ in runs}) > 1]
 
@@ -82,30 +83,31 @@ def _executions(runs: list[tuple[RunResult, Footprint]]) -> Executions:
     def place(found: tuple[RunResult, Footprint]) -> tuple[bool, bool, int, int]:
         run, footprint = found
         last = run.spec.execution == LEAN
-        return not run.spec.method.endswith(RELEASED), last, len(_techniques(run)), -footprint.peak_bytes
+        return not run.spec.method.endswith(f"@{RELEASED}"), last, len(techniques_of(run)), -footprint.peak_bytes
 
     ordered = sorted(runs, key=place)
     ways = []
     before: Mapping[str, Any] | None = None
     for run, footprint in ordered:
-        released = run.spec.method.endswith(RELEASED)
+        released = run.spec.method.endswith(f"@{RELEASED}")
         ways.append(OneExecution(_added(run, before), run.spec.execution == LEAN and not released, footprint))
-        before = None if released else _techniques(run)
+        before = None if released else techniques_of(run)
     spec = ordered[-1][0].spec
     settings = ", ".join(f"{key}={value}" for key, value in spec.config.items())
     return Executions(f"{spec.method} ({settings})" if settings else spec.method, tuple(ways))
 
 
-def _techniques(run: RunResult) -> dict[str, Any]:
+def techniques_of(run: RunResult) -> dict[str, Any]:
+    """Return the techniques by which a run was carried out, without those that it left alone."""
     known = {name: value for name, value in run.execution.items() if name in Techniques.model_fields}
     return Techniques.model_validate(known).changed()
 
 
 def _added(run: RunResult, before: Mapping[str, Any] | None) -> str:
     """Return how a run was carried out, as what it adds to the techniques before where it keeps all of those."""
-    chosen = _techniques(run)
-    if run.spec.method.endswith(RELEASED):
-        return " ".join(["released", *_spoken(chosen)])
+    chosen = techniques_of(run)
+    if run.spec.method.endswith(f"@{RELEASED}"):
+        return " ".join([RELEASED, *_spoken(chosen)])
     if not chosen:
         return PLAIN
     lean = run.spec.execution == LEAN

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clmem.methods.parts.data_removal import DataRemoval, removals_until
-from tests.methods.toys import make_setting, two_layers
+from tests.methods.toys import make_context, two_layers
 
 
 def removal(num_samples: int, share: float = 0.3, seed: int = 0) -> DataRemoval:
-    found = DataRemoval(make_setting(two_layers(), rng=np.random.default_rng(seed)), share)
+    found = DataRemoval(make_context(two_layers(), rng=np.random.default_rng(seed)), share)
     found.begin_task(num_samples)
     return found
 

@@ -29,7 +29,7 @@ def tiny_resnet() -> ResNet18:
 def reachable_tensors(method: Method) -> list[torch.Tensor]:
     """Return every tensor that lives because the method does; its network and its setting are others' business."""
     found: list[torch.Tensor] = []
-    seen = {id(method.setting), id(method.network), id(method)}
+    seen = {id(method.context), id(method.network), id(method)}
     todo: list[object] = [vars(method)]
     while todo:
         thing = todo.pop()
@@ -58,13 +58,13 @@ def assert_all_declared(method: Method, when: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_kept_across_steps_is_declared(name: str) -> None:
-    method, execution = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
+    method, runner = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
     for index in range(2):
         task = make_task(index, **SHAPE)
         method.before_task(task)
         assert_all_declared(method, f"before task {index}")
         for step in range(2):
-            execution.learn(task.batch(0, step))
+            runner.learn(task.batch(0, step))
             assert_all_declared(method, f"step {step} of task {index}")
         method.after_task(task)
         assert_all_declared(method, f"after task {index}")
@@ -72,17 +72,17 @@ def test_every_tensor_kept_across_steps_is_declared(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_is_left_after_a_step(name: str) -> None:
-    method, execution = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
-    run_task(method, execution, 0, **SHAPE)
+    method, runner = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
+    run_task(method, runner, 0, **SHAPE)
     assert all(parameter.grad is None for parameter in method.network.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_never_moves_the_global_generators(name: str) -> None:
-    method, execution = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
+    method, runner = make_method(name, tiny_resnet(), image_shape=(3, 16, 16))
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
     for index in range(2):
-        run_task(method, execution, index, **SHAPE)
+        run_task(method, runner, index, **SHAPE)
     method.predict(make_batch(0, **SHAPE).images, 0)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert all(np.array_equal(a, b) for a, b in zip(numpy_state, np.random.get_state(), strict=True))
@@ -92,9 +92,9 @@ def test_learning_never_moves_the_global_generators(name: str) -> None:
 def test_the_same_seed_learns_the_same_weights(name: str) -> None:
     states = []
     for _ in range(2):
-        method, execution = make_method(name, tiny_resnet(), image_shape=(3, 16, 16), replay_size=2)
+        method, runner = make_method(name, tiny_resnet(), image_shape=(3, 16, 16), replay_size=2)
         for index in range(2):
-            run_task(method, execution, index, **SHAPE)
+            run_task(method, runner, index, **SHAPE)
         states.append(method.network.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
 
@@ -131,25 +131,25 @@ def test_derpp_is_tuned_by_stream(stream: str, beta: float) -> None:
 @pytest.mark.parametrize(("name", "logits_bytes"), [("er", 0), ("derpp", 4 * NUM_CLASSES)])
 @pytest.mark.parametrize("slots", [7, 200])
 def test_a_buffer_holds_its_bytes_in_full_after_one_step(name: str, logits_bytes: int, slots: int) -> None:
-    method, execution = make_method(name, two_layers(), buffer_size=slots, image_shape=(3, 32, 32))
-    execution.learn(make_batch(side=32))
+    method, runner = make_method(name, two_layers(), buffer_size=slots, image_shape=(3, 32, 32))
+    runner.learn(make_batch(side=32))
     assert declared(method) == {"replay": slots * (3 * 32 * 32 + 8 + logits_bytes)}
 
 
 @pytest.mark.parametrize("name", ["sgd", "joint", "tail-sgd"])
 def test_methods_without_memory_declare_none(name: str) -> None:
-    method, execution = make_method(name, two_layers())
-    run_task(method, execution, 0)
+    method, runner = make_method(name, two_layers())
+    run_task(method, runner, 0)
     assert declared(method) == {}
 
 
 @pytest.mark.parametrize("name", ["er", "derpp"])
 def test_replay_begins_with_the_second_batch_of_the_first_task(name: str) -> None:
-    method, execution = make_method(name, two_layers(), replay_size=3)
+    method, runner = make_method(name, two_layers(), replay_size=3)
     steps = []
     for step in range(2):
         steps.append([len(term.images) for term in next(iter(method.terms(make_batch(0, step))))])
-        execution.learn(make_batch(0, step))
+        runner.learn(make_batch(0, step))
     assert steps == ([[4], [7]] if name == "er" else [[4], [4, 3, 3]])
 
 

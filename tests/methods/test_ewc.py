@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_config
 from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs, Task
@@ -26,10 +26,10 @@ SHAPES = list(product(["inplace", "graph", "implicit"], ["per_parameter", "flatt
 Vectors = dict[str, Tensor]
 
 
-def make_ewc(network: TwoLayers, **config: object) -> tuple[EWC, Execution]:
+def make_ewc(network: TwoLayers, **config: object) -> tuple[EWC, StepRunner]:
     settings = {"lr": LR, "strength": STRENGTH, "gamma": GAMMA, **config}
-    method, execution = make_method("ewc", network, settings)
-    return cast(EWC, method), execution
+    method, runner = make_method("ewc", network, settings)
+    return cast(EWC, method), runner
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, batch: Batch, head: str) -> Tensor:
@@ -83,7 +83,7 @@ def anchor_of(network: TwoLayers) -> Vectors:
 def test_two_tasks_step_as_written_by_hand_in_every_shape_of_the_penalty(penalty: str, vectors: str, head: str) -> None:
     network, tasks = two_layers(), [make_task(index) for index in range(3)]
     expected = copy.deepcopy(network)
-    method, execution = make_ewc(network, penalty=penalty, vectors=vectors, head=head)
+    method, runner = make_ewc(network, penalty=penalty, vectors=vectors, head=head)
     fisher: Vectors = {}
     anchor: Vectors = {}
     for task in tasks:
@@ -107,7 +107,7 @@ def test_two_tasks_step_as_written_by_hand_in_every_shape_of_the_penalty(penalty
                         assert name != "fc.weight" or weight.max() > 1e-2, "too small to tell it from an explicit step"
                         value.copy_((value + weight * anchor[name]) / (1 + weight))
             by_hand = loss if penalty == "graph" else learnt
-            assert float(execution.learn(batch)) == pytest.approx(float(by_hand.detach()), abs=1e-6)
+            assert float(runner.learn(batch)) == pytest.approx(float(by_hand.detach()), abs=1e-6)
         method.after_task(task)
         new = fisher_by_hand(expected, task, head)
         fisher = {name: GAMMA * fisher[name] + new[name] for name in new} if fisher else new
@@ -149,7 +149,7 @@ def test_the_sampled_fisher_draws_labels_from_the_network_with_the_methods_own_c
 def test_labels_are_drawn_as_often_as_the_network_thinks_them_likely() -> None:
     method, _ = make_ewc(two_layers(), fisher="sampled")
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, -3.0]).expand(20_000, -1)
-    noise = torch.tensor(method.setting.rng.gumbel(size=logits.shape).astype(np.float32))
+    noise = torch.tensor(method.context.rng.gumbel(size=logits.shape).astype(np.float32))
     likelihood = logits[0].softmax(0)
     entropy = float(-(likelihood * likelihood.log()).sum())
     found = float(method.negative_log_likelihood(Outputs(logits), noise, range(2)))
@@ -202,13 +202,13 @@ def test_consolidating_moves_neither_weights_nor_running_statistics(rule: str) -
 @pytest.mark.parametrize("vectors", ["per_parameter", "flattened"])
 def test_the_state_is_two_copies_of_the_parameters_from_the_end_of_the_first_task_on(vectors: str) -> None:
     network = two_layers()
-    method, execution = make_ewc(network, vectors=vectors)
+    method, runner = make_ewc(network, vectors=vectors)
     parameter_bytes = sum(value.numel() * 4 for value in network.parameters())
-    execution.learn(make_batch())
+    runner.learn(make_batch())
     assert declared(method) == {"method_state": 0}
     method.after_task(make_task(0))
     held = [tensor.data_ptr() for tensor in method.memory_roles()["method_state"]]
-    execution.learn(make_batch(1))
+    runner.learn(make_batch(1))
     method.after_task(make_task(1))
     assert declared(method) == {"method_state": 2 * parameter_bytes}
     assert [tensor.data_ptr() for tensor in method.memory_roles()["method_state"]] == held, "both are updated in place"
@@ -217,14 +217,14 @@ def test_the_state_is_two_copies_of_the_parameters_from_the_end_of_the_first_tas
 @pytest.mark.parametrize(("penalty", "vectors"), SHAPES)
 def test_a_reloaded_state_goes_on_where_it_was(penalty: str, vectors: str) -> None:
     networks = [two_layers()]
-    method, execution = make_ewc(networks[0], penalty=penalty, vectors=vectors)
-    execution.learn(make_batch())
+    method, runner = make_ewc(networks[0], penalty=penalty, vectors=vectors)
+    runner.learn(make_batch())
     assert method.state_dict() == {"fisher": {}, "anchor": {}}
     method.after_task(make_task(0))
     networks.append(copy.deepcopy(networks[0]))
     reloaded, other = make_ewc(networks[1], penalty=penalty, vectors=vectors)
     reloaded.load_state_dict(copy.deepcopy(method.state_dict()))
-    for learner, consolidator in ((execution, method), (other, reloaded)):
+    for learner, consolidator in ((runner, method), (other, reloaded)):
         for step in range(2):
             learner.learn(make_batch(1, step))
         consolidator.after_task(make_task(1))
@@ -237,13 +237,13 @@ def test_an_implicit_step_is_stable_for_a_strength_that_an_explicit_one_diverges
     ends = {}
     for penalty in ("inplace", "implicit"):
         network = two_layers()
-        method, execution = make_ewc(network, penalty=penalty, vectors=vectors, strength=1e5)
+        method, runner = make_ewc(network, penalty=penalty, vectors=vectors, strength=1e5)
         method.after_task(make_task(0))
         stiff = {name: value > 1e-3 for name, value in unflattened(method, method.fisher).items()}
         assert any(bool(where.any()) for where in stiff.values())
         start = anchor_of(network)
         for step in range(8):
-            execution.learn(make_batch(1, step % 2))
+            runner.learn(make_batch(1, step % 2))
         ends[penalty] = max(
             float((value - start[name])[stiff[name]].abs().max().nan_to_num(torch.inf))
             for name, value in anchor_of(network).items()

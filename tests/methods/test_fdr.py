@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.methods.base import Outputs, Task
 from clmem.methods.fdr import FDR
 from clmem.methods.parts.task_buffer import TaskBuffer
@@ -22,8 +22,8 @@ from tests.methods.toys import (
     TwoLayers,
     declared,
     make_batch,
+    make_context,
     make_method,
-    make_setting,
     make_task,
     normalise,
     two_layers,
@@ -32,10 +32,10 @@ from tests.methods.toys import (
 LR, ALPHA = 0.1, 0.7
 
 
-def make_fdr(network: TwoLayers, slots: int = 4, replay: int = 4, **config: object) -> tuple[FDR, Execution]:
+def make_fdr(network: TwoLayers, slots: int = 4, replay: int = 4, **config: object) -> tuple[FDR, StepRunner]:
     settings = {"lr": LR, "alpha": ALPHA, **config}
-    method, execution = make_method("fdr", network, settings, buffer_size=slots, replay_size=replay)
-    return cast(FDR, method), execution
+    method, runner = make_method("fdr", network, settings, buffer_size=slots, replay_size=replay)
+    return cast(FDR, method), runner
 
 
 def step_by_hand(network: TwoLayers, loss: Tensor) -> float:
@@ -55,7 +55,7 @@ def assert_same(network: TwoLayers, expected: TwoLayers) -> None:
 def test_fdr_takes_two_optimizer_steps_the_second_towards_the_probabilities_it_had_in_eval_mode(head: str) -> None:
     network, old, new = two_layers(), make_task(0), make_task(1)
     expected = copy.deepcopy(network)
-    method, execution = make_fdr(network, head=head)
+    method, runner = make_fdr(network, head=head)
 
     def learn(images: Tensor, labels: Tensor, classes: range) -> float:
         scope = classes if head == "task_il" else range(NUM_CLASSES)
@@ -63,7 +63,7 @@ def test_fdr_takes_two_optimizer_steps_the_second_towards_the_probabilities_it_h
         return step_by_hand(expected, F.cross_entropy(logits, labels - scope.start))
 
     first = old.batch(0, 0)
-    assert float(execution.learn(first)) == pytest.approx(learn(first.images, first.labels, old.classes), abs=1e-6)
+    assert float(runner.learn(first)) == pytest.approx(learn(first.images, first.labels, old.classes), abs=1e-6)
     assert_same(network, expected)  # nothing is stored yet: one step
 
     method.after_task(old)
@@ -75,19 +75,19 @@ def test_fdr_takes_two_optimizer_steps_the_second_towards_the_probabilities_it_h
         distances = (expected.train()(replayed).softmax(1) - z.softmax(1)).pow(2).sum(1).sqrt()
         assert float(distances.detach().mean()) > 1e-3
         by_hand = step_by_hand(expected, ALPHA * distances.mean())
-        assert float(execution.learn(batch)) == pytest.approx(by_hand, abs=1e-6)
+        assert float(runner.learn(batch)) == pytest.approx(by_hand, abs=1e-6)
         assert_same(network, expected)
 
 
 def test_the_first_steps_tensors_are_gone_before_anything_is_drawn_for_the_second() -> None:
-    method, execution = make_fdr(two_layers())
-    execution.learn(make_batch(0))
+    method, runner = make_fdr(two_layers())
+    runner.learn(make_batch(0))
     method.after_task(make_task(0))
-    state = method.setting.rng.bit_generator.state
+    state = method.context.rng.bit_generator.state
     steps = iter(method.terms(make_batch(1)))
     first = next(steps)
     assert [term.images.shape[0] for term in first] == [4]
-    assert method.setting.rng.bit_generator.state == state, "a draw before the first step would live through it"
+    assert method.context.rng.bit_generator.state == state, "a draw before the first step would live through it"
     assert not any(isinstance(value, Tensor) for value in steps.gi_frame.f_locals.values())  # type: ignore[attr-defined]
     second = next(steps)
     assert not any(isinstance(value, Tensor) for value in steps.gi_frame.f_locals.values())  # type: ignore[attr-defined]
@@ -176,8 +176,8 @@ def test_consolidating_moves_neither_weights_nor_running_statistics() -> None:
 
 @pytest.mark.parametrize("slots", [1, 7, 200])
 def test_the_buffer_holds_its_bytes_in_full_from_the_end_of_the_first_task_on(slots: int) -> None:
-    method, execution = make_method("fdr", two_layers(), buffer_size=slots, image_shape=(3, 32, 32))
-    execution.learn(make_batch(side=32))
+    method, runner = make_method("fdr", two_layers(), buffer_size=slots, image_shape=(3, 32, 32))
+    runner.learn(make_batch(side=32))
     assert declared(method) == {"replay": 0}
     for index in range(3):
         method.after_task(make_task(index, side=32))
@@ -186,16 +186,16 @@ def test_the_buffer_holds_its_bytes_in_full_from_the_end_of_the_first_task_on(sl
 
 def test_a_reloaded_buffer_goes_on_where_it_was() -> None:
     networks = [two_layers()]
-    method, execution = make_fdr(networks[0], slots=9, replay=3)
+    method, runner = make_fdr(networks[0], slots=9, replay=3)
     assert method.state_dict() == {"buffer": {"slots": []}}
     for index in range(2):
-        execution.learn(make_batch(index))
+        runner.learn(make_batch(index))
         method.after_task(make_task(index))
     networks.append(copy.deepcopy(networks[0]))
     reloaded, other = make_fdr(networks[1], slots=9, replay=3)
     reloaded.load_state_dict(copy.deepcopy(method.state_dict()))
-    reloaded.setting.rng.bit_generator.state = method.setting.rng.bit_generator.state
-    for learner, consolidator in ((execution, method), (other, reloaded)):
+    reloaded.context.rng.bit_generator.state = method.context.rng.bit_generator.state
+    for learner, consolidator in ((runner, method), (other, reloaded)):
         learner.learn(make_batch(2))
         consolidator.after_task(make_task(2))
         learner.learn(make_batch(2, 1))
@@ -205,7 +205,7 @@ def test_a_reloaded_buffer_goes_on_where_it_was() -> None:
 
 def numbered_buffer(slots: int) -> TaskBuffer:
     """Return a full buffer of two tasks in which image and logits of a slot say its number."""
-    buffer = TaskBuffer(make_setting(nn.Identity(), image_shape=(1, 2, 2), num_classes=2), slots)
+    buffer = TaskBuffer(make_context(nn.Identity(), image_shape=(1, 2, 2), num_classes=2), slots)
     for task, numbers in enumerate(np.array_split(np.arange(slots), 2)):
         raw = np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (len(numbers), 1, 2, 2)).copy()
         buffer.add(raw, torch.tensor(numbers).float()[:, None].expand(-1, 2), task)

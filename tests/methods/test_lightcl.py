@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clmem.harness.errors import UsageError
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.base import Method, Outputs, Trunk
 from clmem.methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
@@ -18,8 +18,8 @@ from tests.methods.toys import (
     NUM_CLASSES,
     declared,
     make_batch,
+    make_context,
     make_method,
-    make_setting,
     make_task,
     run_task,
     two_layers,
@@ -29,9 +29,9 @@ SHAPE = {"size": 4, "side": 8}
 PARAMETERS = 11_173_962  # of ResNet-18 at width 64 with 10 classes
 
 
-def lightcl(**config: object) -> tuple[LightCL, Execution]:
-    method, execution = make_method("lightcl", two_layers(), config)
-    return cast(LightCL, method), execution
+def lightcl(**config: object) -> tuple[LightCL, StepRunner]:
+    method, runner = make_method("lightcl", two_layers(), config)
+    return cast(LightCL, method), runner
 
 
 def test_15_percent_of_512_channels_are_78() -> None:
@@ -89,7 +89,7 @@ def test_masks_are_united_over_tasks() -> None:
     config = LightCL.Config(
         keep_ratio=0.1, memory_size=3
     )  # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
-    method = LightCL(make_setting(two_layers(), executor=OneChannelATask()), config)
+    method = LightCL(make_context(two_layers(), runner=OneChannelATask()), config)
     held = []
     for index in range(3):
         method.after_task(make_task(index))
@@ -98,8 +98,8 @@ def test_masks_are_united_over_tasks() -> None:
 
 
 def test_keeping_every_channel_holds_no_mask() -> None:
-    method, execution = lightcl(keep_ratio=1.0)
-    run_task(method, execution, 0)
+    method, runner = lightcl(keep_ratio=1.0)
+    run_task(method, runner, 0)
     assert method.masks == {}
     assert declared(method)["method_state"] == 0
 
@@ -123,31 +123,31 @@ def test_the_drift_saves_no_tensor_of_its_own_for_backward() -> None:
 
 
 def test_a_step_is_the_memory_and_then_the_batch() -> None:
-    method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)
+    method, runner = lightcl(memory_size=3)
+    run_task(method, runner, 0)
     method.before_task(make_task(1))
     steps = list(method.terms(make_batch(1, 1)))
     assert [[len(term.images) for term in terms] for terms in steps] == [[3, 4]]
 
 
 def test_no_sample_and_no_reference_outlives_its_task() -> None:
-    method, execution = lightcl(memory_size=3)
+    method, runner = lightcl(memory_size=3)
     for index in range(3):
-        run_task(method, execution, index)
+        run_task(method, runner, index)
         assert declared(method) == {"replay": 0, "method_state": 6}, "one bool per channel of the one watched map"
 
 
 def test_during_a_task_the_memory_and_its_reference_are_declared() -> None:
-    method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)
+    method, runner = lightcl(memory_size=3)
+    run_task(method, runner, 0)
     method.before_task(make_task(1))
     images, features, logits = 3 * 3 * 8 * 8 * 4, 3 * 6 * 4 * 4 * 4, 3 * NUM_CLASSES * 4
     assert declared(method) == {"replay": images, "method_state": features + logits + 6}
 
 
 def test_the_penalty_is_zero_before_the_first_update_of_a_task() -> None:
-    method, execution = lightcl(memory_size=3, lr=0.1)
-    run_task(method, execution, 0)
+    method, runner = lightcl(memory_size=3, lr=0.1)
+    run_task(method, runner, 0)
     method.before_task(make_task(1))
     network = method.network
     network.train()
@@ -161,16 +161,16 @@ def test_the_penalty_is_zero_before_the_first_update_of_a_task() -> None:
 
 
 def test_looking_at_the_reference_leaves_running_statistics_alone() -> None:
-    method, execution = lightcl(memory_size=3)
-    run_task(method, execution, 0)
+    method, runner = lightcl(memory_size=3)
+    run_task(method, runner, 0)
     before = {name: buffer.clone() for name, buffer in method.network.named_buffers()}
     method.before_task(make_task(1))
     assert all(torch.equal(before[name], buffer) for name, buffer in method.network.named_buffers())
 
 
 def test_a_reservoir_memory_holds_images_of_old_tasks() -> None:
-    method, execution = lightcl(memory_source="reservoir", memory_size=5)
-    run_task(method, execution, 0)
+    method, runner = lightcl(memory_source="reservoir", memory_size=5)
+    run_task(method, runner, 0)
     assert declared(method)["replay"] == 5 * (3 * 8 * 8 + 8)
     method.before_task(make_task(1))
     assert method.memory is not None
@@ -182,10 +182,10 @@ def test_a_reservoir_memory_holds_images_of_old_tasks() -> None:
 
 def test_a_trunk_in_train_mode_drifts_in_its_statistics_but_not_in_its_weights() -> None:
     network = two_layers()
-    method, execution = make_method("lightcl", network, {"trunk": "frozen", "trunk_bn": "train"})
+    method, runner = make_method("lightcl", network, {"trunk": "frozen", "trunk_bn": "train"})
     weights = [parameter.clone() for parameter in (*network.conv1.parameters(), *network.bn1.parameters())]
     mean = network.bn1.running_mean.clone()  # type: ignore[union-attr]
-    run_task(method, execution, 0)
+    run_task(method, runner, 0)
     now = (*network.conv1.parameters(), *network.bn1.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
     assert not torch.equal(mean, network.bn1.running_mean)  # type: ignore[arg-type]
@@ -195,10 +195,10 @@ def test_a_trunk_in_train_mode_drifts_in_its_statistics_but_not_in_its_weights()
 @pytest.mark.parametrize(("trunk", "frozen_from"), [("frozen", 0), ("first_task", 1)])
 def test_a_frozen_trunk_does_not_change(name: str, trunk: str, frozen_from: int) -> None:
     network = two_layers()
-    method, execution = make_method(name, network, {"trunk": trunk, "lr": 0.1})
+    method, runner = make_method(name, network, {"trunk": trunk, "lr": 0.1})
     for index in range(3):
         before = {key: value.clone() for key, value in network.state_dict().items()}
-        run_task(method, execution, index)
+        run_task(method, runner, index)
         same = {key: torch.equal(value, before[key]) for key, value in network.state_dict().items()}
         in_trunk = [key for key in same if key.startswith(("conv1", "bn1"))]
         assert all(same[key] == (index >= frozen_from) for key in in_trunk), (index, same)
@@ -218,7 +218,7 @@ def test_settings_are_those_of_the_released_code() -> None:
     config = LightCL.Config()
     chosen = (config.lr, config.head, config.beta, config.keep_ratio, config.memory_size, config.boundary)
     assert chosen == (0.01, "task_il", 2e-4, 0.15, 15, "layer4")
-    assert make_setting(two_layers()).buffer_size != config.memory_size, "memory_size is a setting of its own"
+    assert make_context(two_layers()).buffer_size != config.memory_size, "memory_size is a setting of its own"
 
 
 def test_a_memory_larger_than_the_batch_it_is_taken_from_is_refused() -> None:
@@ -250,9 +250,9 @@ def test_what_is_held_between_tasks_at_width_64_is_one_bool_per_channel_of_four_
 
 def learnt(weight_masks: str, evaluation_graph: bool) -> Method:
     config = {"weight_masks": weight_masks, "evaluation_graph": evaluation_graph, "lr": 0.1}
-    method, execution = make_method("lightcl", two_layers(), config)
+    method, runner = make_method("lightcl", two_layers(), config)
     for index in range(2):
-        run_task(method, execution, index)
+        run_task(method, runner, index)
     return method
 
 
@@ -318,20 +318,20 @@ RELEASED: dict[str, object] = {"memory_size": 3, "trunk": "frozen", "first_bound
 )
 def test_a_method_taken_up_in_the_middle_of_a_task_goes_on_bit_for_bit(name: str, config: dict[str, object]) -> None:
     config = {**RELEASED, **config, "lr": 0.1}
-    method, execution = make_method(name, two_layers(), config)
-    run_task(method, execution, 0)
+    method, runner = make_method(name, two_layers(), config)
+    run_task(method, runner, 0)
     task = make_task(1, steps=3)
     method.before_task(task)
-    execution.learn(task.batch(0, 0))
+    runner.learn(task.batch(0, 0))
 
     # Other start weights: nothing of what was chosen by them may be chosen again.
     resumed, execution_resumed = make_method(name, two_layers(seed=1), config)
     resumed.network.load_state_dict(stored_and_read(copy.deepcopy(method.network.state_dict())))
     resumed.load_state_dict(stored_and_read(method.state_dict()))
     resumed.trunk = method.trunk
-    resumed.setting.rng.bit_generator.state = method.setting.rng.bit_generator.state
+    resumed.context.rng.bit_generator.state = method.context.rng.bit_generator.state
 
-    for one, its_execution in ((method, execution), (resumed, execution_resumed)):
+    for one, its_execution in ((method, runner), (resumed, execution_resumed)):
         for step in (1, 2):
             its_execution.learn(task.batch(0, step))
         one.after_task(task)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.base import Batch, Method, Trunk
 from clmem.methods.lightcl_sparse import LightCLSparse
@@ -45,10 +45,10 @@ def resnet(width: int = 2, num_classes: int = NUM_CLASSES) -> ResNet18:
         return network
 
 
-def sparse(network: ResNet18 | TwoLayers, **config: object) -> tuple[LightCLSparse, Execution]:
+def sparse(network: ResNet18 | TwoLayers, **config: object) -> tuple[LightCLSparse, StepRunner]:
     values = {"memory_size": 3, "lr": 0.1, **config}
-    method, execution = make_method("lightcl-sparse", network, values, image_shape=(3, 16, 16))
-    return cast(LightCLSparse, method), execution
+    method, runner = make_method("lightcl-sparse", network, values, image_shape=(3, 16, 16))
+    return cast(LightCLSparse, method), runner
 
 
 def held_bytes(method: Method) -> dict[str, int]:
@@ -162,10 +162,10 @@ def test_grouped_channels_that_are_pruned_are_zero_after_every_relu(mode: bool) 
 @pytest.mark.parametrize("weight_masks", ["none", "bool"])
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_pruned_weights_stay_exactly_zero_and_kept_ones_learn(ranking: str, weight_masks: str, trunk: str) -> None:
-    method, execution = sparse(resnet(), ranking=ranking, weight_masks=weight_masks, trunk=trunk)
+    method, runner = sparse(resnet(), ranking=ranking, weight_masks=weight_masks, trunk=trunk)
     zeros, before = zeros_of(method), copy.deepcopy(method.network.state_dict())
     for index in range(3):
-        run_task(method, execution, index, size=4, side=16)
+        run_task(method, runner, index, size=4, side=16)
     for name, parameter in method.network.named_parameters():
         assert bool((parameter[zeros[name]] == 0).all()), name
         if name.startswith(("layer3.1", "layer4", "fc")) or trunk == "first_task":
@@ -178,21 +178,21 @@ def test_only_separately_ranked_channels_would_come_back_without_the_gradients_m
     ranking: str, stay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LightCLSparse, "adjust_gradient", lambda self, name, parameter: None)
-    method, execution = sparse(resnet(), ranking=ranking, trunk="first_task")
+    method, runner = sparse(resnet(), ranking=ranking, trunk="first_task")
     zeros = zeros_of(method)
-    run_task(method, execution, 0, size=4, side=16)
+    run_task(method, runner, 0, size=4, side=16)
     assert all(bool((p[zeros[name]] == 0).all()) for name, p in method.network.named_parameters()) == stay
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_a_step_is_sgds_in_what_is_kept(ranking: str) -> None:
     network = resnet()
-    method, execution = sparse(network, ranking=ranking, trunk="first_task")
+    method, runner = sparse(network, ranking=ranking, trunk="first_task")
     expected, zeros = copy.deepcopy(network), zeros_of(method)
     method.before_task(make_task(0))
     for step in range(2):
         batch = make_batch(0, step, side=16)
-        loss = execution.learn(batch)
+        loss = runner.learn(batch)
         wanted = slice_loss(expected.train()(batch.images), batch)
         gradients = torch.autograd.grad(wanted, list(expected.parameters()))
         with torch.no_grad():
@@ -206,7 +206,7 @@ def test_a_step_is_sgds_in_what_is_kept(ranking: str) -> None:
 def test_a_step_of_a_later_task_is_lightcls_in_what_is_kept() -> None:
     network, task, beta = two_layers(), make_task(1), 0.3
     scores = network.get_parameter("layer4.0.conv1.weight").detach().mean((1, 2, 3))
-    method, execution = sparse(network, trunk="frozen", first_boundary="layer4", beta=beta, keep_ratio=1.0)
+    method, runner = sparse(network, trunk="frozen", first_boundary="layer4", beta=beta, keep_ratio=1.0)
     fallen = scores.argsort()[:4]  # int(6 * .2 + .5) + 1 are kept
 
     def prune(net: TwoLayers) -> None:
@@ -215,7 +215,7 @@ def test_a_step_of_a_later_task_is_lightcls_in_what_is_kept() -> None:
                 net.get_parameter(f"layer4.0.{name}")[fallen] = 0
             net.fc.weight[:, fallen] = 0
 
-    run_task(method, execution, 0)
+    run_task(method, runner, 0)
     expected = copy.deepcopy(network)
     prune(expected)
     assert_same(network, expected)
@@ -233,7 +233,7 @@ def test_a_step_of_a_later_task_is_lightcls_in_what_is_kept() -> None:
         batch = task.batch(0, step)
         wanted = step_by_hand(expected, 0.1, lambda net, batch=batch: loss(net, batch))
         prune(expected)
-        assert float(execution.learn(batch)) == pytest.approx(wanted, abs=1e-6)
+        assert float(runner.learn(batch)) == pytest.approx(wanted, abs=1e-6)
     assert_same(network, expected)
 
 
@@ -248,10 +248,10 @@ def test_task_0_learns_from_layer3_1_on_and_later_tasks_from_layer4() -> None:
 
 def test_a_frozen_trunk_does_not_change_after_it_was_pruned() -> None:
     network = resnet()
-    method, execution = sparse(network, trunk="frozen")
+    method, runner = sparse(network, trunk="frozen")
     before = copy.deepcopy(network.state_dict())
     for index in range(2):
-        run_task(method, execution, index, size=4, side=16)
+        run_task(method, runner, index, size=4, side=16)
     for name, value in network.state_dict().items():
         frozen = not name.startswith(("layer3.1", "layer4", "fc"))
         assert not frozen or torch.equal(value, before[name]), name

@@ -32,8 +32,8 @@ BETA_LIGHTCL = 0.3  # large enough to be seen in 1e-6
 def test_plain_methods_step_on_the_cross_entropy_of_the_batch(name: str, head: str) -> None:
     network, batch = two_layers(), make_batch(task=1)
     expected = copy.deepcopy(network)
-    _, execution = make_method(name, network, {"lr": 0.1, "head": head})
-    loss = execution.learn(batch)
+    _, runner = make_method(name, network, {"lr": 0.1, "head": head})
+    loss = runner.learn(batch)
 
     def by_hand(net: TwoLayers) -> Tensor:
         logits = net(batch.images)
@@ -47,8 +47,8 @@ def test_plain_methods_step_on_the_cross_entropy_of_the_batch(name: str, head: s
 def test_er_steps_on_one_forward_of_batch_and_replayed_samples(head: str) -> None:
     network, first, second = two_layers(), make_batch(0), make_batch(1, 1)
     expected = copy.deepcopy(network)
-    _, execution = make_method("er", network, {"lr": 0.1, "head": head})
-    losses = [float(execution.learn(batch)) for batch in (first, second)]
+    _, runner = make_method("er", network, {"lr": 0.1, "head": head})
+    losses = [float(runner.learn(batch)) for batch in (first, second)]
 
     def alone(net: TwoLayers) -> Tensor:
         return (
@@ -72,8 +72,8 @@ def test_er_steps_on_one_forward_of_batch_and_replayed_samples(head: str) -> Non
 def test_derpp_steps_on_three_forwards_and_the_logits_of_the_step_that_stored_them(head: str) -> None:
     network, first, second = two_layers(), make_batch(0), make_batch(1, 1)
     expected = copy.deepcopy(network)
-    _, execution = make_method("derpp", network, {"lr": 0.1, "alpha": 0.7, "beta": 0.4, "head": head})
-    losses = [float(execution.learn(batch)) for batch in (first, second)]
+    _, runner = make_method("derpp", network, {"lr": 0.1, "alpha": 0.7, "beta": 0.4, "head": head})
+    losses = [float(runner.learn(batch)) for batch in (first, second)]
     stored: list[Tensor] = []
 
     def learnt(logits: Tensor, batch: Batch) -> Tensor:  # what is replayed is learnt over all classes
@@ -95,9 +95,9 @@ def test_derpp_steps_on_three_forwards_and_the_logits_of_the_step_that_stored_th
 
 
 def test_derpp_draws_its_two_replay_batches_independently() -> None:
-    method, execution = make_method("derpp", two_layers(), buffer_size=16, replay_size=3)
+    method, runner = make_method("derpp", two_layers(), buffer_size=16, replay_size=3)
     for step in range(4):
-        execution.learn(make_batch(0, step))
+        runner.learn(make_batch(0, step))
     pairs = [next(iter(method.terms(make_batch(1)))) for _ in range(5)]
     assert any(not torch.equal(terms[1].images, terms[2].images) for terms in pairs)
 
@@ -106,8 +106,8 @@ def test_derpp_draws_its_two_replay_batches_independently() -> None:
 def test_tail_sgd_steps_with_the_tail_alone(head: str) -> None:
     network, batch = two_layers(), make_batch(task=1)
     expected = copy.deepcopy(network)
-    _, execution = make_method("tail-sgd", network, {"lr": 0.1, "trunk": "frozen", "head": head})
-    loss = execution.learn(batch)
+    _, runner = make_method("tail-sgd", network, {"lr": 0.1, "trunk": "frozen", "head": head})
+    loss = runner.learn(batch)
 
     def by_hand(net: TwoLayers) -> Tensor:
         logits = tail(net, batch.images)[1]
@@ -121,9 +121,9 @@ def test_tail_sgd_steps_with_the_tail_alone(head: str) -> None:
 def test_lightcl_steps_on_the_slice_and_the_summed_drift_of_masked_features_and_all_logits(keep_ratio: float) -> None:
     network, task = two_layers(), make_task(1)
     config = {"lr": 0.1, "trunk": "frozen", "beta": BETA_LIGHTCL, "keep_ratio": keep_ratio, "memory_size": 3}
-    method, execution = make_method("lightcl", network, config)
+    method, runner = make_method("lightcl", network, config)
     method.before_task(make_task(0))
-    execution.learn(make_batch(0))
+    runner.learn(make_batch(0))
     method.after_task(make_task(0))
     expected = copy.deepcopy(network)
 
@@ -136,7 +136,7 @@ def test_lightcl_steps_on_the_slice_and_the_summed_drift_of_masked_features_and_
     anchor_features, anchor_logits = (t.detach() for t in tail(copy.deepcopy(expected).train(), memory))
 
     method.before_task(task)
-    losses = [float(execution.learn(task.batch(0, step))) for step in range(2)]
+    losses = [float(runner.learn(task.batch(0, step))) for step in range(2)]
 
     def by_hand(batch: Batch) -> Callable[[TwoLayers], Tensor]:
         def loss(net: TwoLayers) -> Tensor:
@@ -156,8 +156,8 @@ def test_lightcl_steps_on_the_slice_and_the_summed_drift_of_masked_features_and_
 def test_lightcl_learns_task_0_on_the_slice_alone() -> None:
     network, batch = two_layers(), make_batch()
     expected = copy.deepcopy(network)
-    method, execution = make_method("lightcl", network, {"lr": 0.1})
+    method, runner = make_method("lightcl", network, {"lr": 0.1})
     method.before_task(make_task(0))
-    loss = execution.learn(batch)
+    loss = runner.learn(batch)
     assert float(loss) == pytest.approx(step_by_hand(expected, 0.1, lambda net: slice_loss(net(batch.images), batch)))
     assert_same(network, expected)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.build import build
 from clmem.harness.learning.training import Progress, Schedule, train
 from clmem.harness.networks.resnet18 import ResNet18
@@ -39,13 +39,13 @@ def tiny_resnet(seed: int = 0, classes: int = NUM_CLASSES, width: int = WIDTH) -
         return ResNet18(classes, width)
 
 
-def pnn(tasks: int = 0, **config: object) -> tuple[PNN, Execution]:
+def pnn(tasks: int = 0, **config: object) -> tuple[PNN, StepRunner]:
     """Return the method on a tiny ResNet-18, after so many tasks."""
     rng = np.random.default_rng(0)
-    method, execution = make_method("pnn", tiny_resnet(), {"lr": LR, **config}, new_network=tiny_resnet, rng=rng)
+    method, runner = make_method("pnn", tiny_resnet(), {"lr": LR, **config}, new_network=tiny_resnet, rng=rng)
     for index in range(tasks):
-        run_task(method, execution, index, **SHAPE)
-    return cast(PNN, method), execution
+        run_task(method, runner, index, **SHAPE)
+    return cast(PNN, method), runner
 
 
 def images_of(task: int = 0) -> Tensor:
@@ -142,14 +142,14 @@ def double_batch(task: int, step: int = 0) -> Batch:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("head", ["class_il", "task_il"])
 def test_a_step_of_each_column_is_the_step_by_hand_and_moves_that_column_alone(head: str) -> None:
-    method, execution = pnn(head=head)
+    method, runner = pnn(head=head)
     for index in range(3):
         method.before_task(make_task(index, **SHAPE))
         expected = [snapshot(column) for column in method.columns]
         trained = [name for name, _ in method.network.named_parameters()]
         for step in range(2):
             batch = double_batch(index, step)
-            loss = float(execution.learn(batch))
+            loss = float(runner.learn(batch))
             assert loss == pytest.approx(step_by_hand(expected, trained, batch, head), abs=1e-9)
             for name, tensor in method.network.state_dict().items():
                 torch.testing.assert_close(tensor, expected[-1][name], atol=1e-9, rtol=1e-9, msg=f"task {index} {name}")
@@ -159,10 +159,10 @@ def test_a_step_of_each_column_is_the_step_by_hand_and_moves_that_column_alone(h
 
 @pytest.mark.usefixtures("float64")
 def test_a_prediction_is_that_of_the_tasks_column_by_hand() -> None:
-    method, execution = pnn()
+    method, runner = pnn()
     for index in range(3):
         method.before_task(make_task(index, **SHAPE))
-        execution.learn(double_batch(index))
+        runner.learn(double_batch(index))
     columns = [snapshot(column) for column in method.columns]
     for task in range(3):
         images = double_batch(task).images
@@ -171,19 +171,19 @@ def test_a_prediction_is_that_of_the_tasks_column_by_hand() -> None:
 
 
 def test_nothing_is_forgotten() -> None:
-    method, execution = pnn()
+    method, runner = pnn()
     predictions: list[Tensor] = []
     for index in range(3):
-        run_task(method, execution, index, **SHAPE)
+        run_task(method, runner, index, **SHAPE)
         predictions.append(method.predict(images_of(index), index))
         for task, logits in enumerate(predictions):
             assert torch.equal(method.predict(images_of(task), task), logits), f"task {task} after task {index}"
 
 
 def test_old_columns_stay_in_eval_mode_while_the_new_one_trains_and_never_get_a_gradient() -> None:
-    method, execution = pnn(tasks=2)
+    method, runner = pnn(tasks=2)
     method.before_task(make_task(2, **SHAPE))
-    execution.learn(make_batch(2, **SHAPE))
+    runner.learn(make_batch(2, **SHAPE))
     assert all(module.training for module in method.network.modules())
     assert not any(module.training for old in method.columns[:-1] for module in old.modules())
     batch = make_batch(2, **SHAPE)
@@ -197,11 +197,11 @@ def numel(module: nn.Module) -> int:
 
 
 def test_every_task_adds_one_body_one_adapter_and_a_projection_of_the_columns_it_reads() -> None:
-    method, execution = pnn()
+    method, runner = pnn()
     plain = tiny_resnet()
     stem_and_layer1 = sum(numel(module) for module in (plain.conv1, plain.bn1, plain.layer1))
     for index in range(3):
-        run_task(method, execution, index, **SHAPE)
+        run_task(method, runner, index, **SHAPE)
         assert len(method.columns) == index + 1
         projections = sum(index * c * c + c + 1 for c in CHANNELS)  # V, b, alpha
         adapter = numel(plain) - stem_and_layer1
@@ -222,7 +222,7 @@ def test_five_columns_of_the_standard_network_hold_395_mib() -> None:
 
 
 def test_parameters_and_buffers_of_all_columns_but_the_newest_are_declared() -> None:
-    method, execution = pnn()
+    method, runner = pnn()
     plain = tiny_resnet()
     norms = [module.num_features for module in plain.modules() if isinstance(module, nn.BatchNorm2d)]
     adapter_norms = norms[5:]  # less the stem's and the four of layer1
@@ -232,7 +232,7 @@ def test_parameters_and_buffers_of_all_columns_but_the_newest_are_declared() -> 
         method.before_task(make_task(index, **SHAPE))
         expected = sum(4 * numel(c) + buffers[min(k, 1)] for k, c in enumerate(method.columns[:-1]))
         assert declared(method) == {"method_state": expected}
-        execution.learn(make_batch(index, **SHAPE))
+        runner.learn(make_batch(index, **SHAPE))
         assert declared(method) == {"method_state": expected}
         method.after_task(make_task(index, **SHAPE))
         assert declared(method) == {"method_state": expected}
@@ -270,22 +270,22 @@ def test_an_old_column_costs_its_outputs_of_layers_1_to_3_once_and_the_pooled_on
 
 
 def test_a_stopped_run_goes_on_in_another_process() -> None:
-    straight, execution = pnn(tasks=2)
+    straight, runner = pnn(tasks=2)
     file = io.BytesIO()
     torch.save(straight.state_dict(), file)
-    rng = straight.setting.rng.bit_generator.state
+    rng = straight.context.rng.bit_generator.state
     file.seek(0)
     resumed, other_execution = pnn()
-    resumed.setting.rng.bit_generator.state = rng
+    resumed.context.rng.bit_generator.state = rng
     resumed.load_state_dict(torch.load(file, weights_only=True))
 
     assert len(resumed.columns) == 2
     assert resumed.network is resumed.columns[-1]
-    assert resumed.columns[0] is resumed.setting.network
+    assert resumed.columns[0] is resumed.context.network
     for task in range(2):
         assert torch.equal(resumed.predict(images_of(task), task), straight.predict(images_of(task), task))
     for _ in range(2):  # one more step of the task, then the next task
-        for each in (execution, other_execution):
+        for each in (runner, other_execution):
             each.learn(make_batch(1, 5, **SHAPE))
         for ours, theirs in zip(resumed.columns, straight.columns, strict=True):
             assert_equal(ours.state_dict(), theirs.state_dict())
@@ -319,9 +319,9 @@ def test_columns_begin_differently_and_their_alphas_small() -> None:
 
 
 def test_a_task_that_begins_again_goes_on_with_its_column() -> None:
-    method, execution = pnn(tasks=2)
+    method, runner = pnn(tasks=2)
     column = method.network
-    run_task(method, execution, 1, **SHAPE)
+    run_task(method, runner, 1, **SHAPE)
     assert method.network is column
     assert len(method.columns) == 2
 
@@ -345,9 +345,9 @@ def test_a_column_cannot_be_split() -> None:
 
 
 def test_a_network_of_two_layers_has_a_lateral_into_its_head_alone() -> None:
-    method, execution = make_method("pnn", two_layers(), {"lr": LR}, new_network=two_layers)
+    method, runner = make_method("pnn", two_layers(), {"lr": LR}, new_network=two_layers)
     for index in range(2):
-        run_task(method, execution, index)
+        run_task(method, runner, index)
     column, images = cast(Column, method.network), make_batch().images
     p = snapshot(column)
     laterals = [name for name, _ in column.named_parameters() if not name.startswith("body")]
@@ -369,11 +369,11 @@ def test_a_run_has_task_il_accuracies_and_no_class_il() -> None:
 
 
 def test_gradients_are_those_of_the_newest_column_before_it_has_learnt() -> None:
-    method, execution = make_method("pnn", two_layers())
+    method, runner = make_method("pnn", two_layers())
     method.before_task(make_task(0))
-    execution.learn(make_batch(0))
+    runner.learn(make_batch(0))
     method.before_task(make_task(1))
     batch = make_batch(1)
-    gradients = execution.gradients(next(iter(method.terms(batch)))[0])
+    gradients = runner.gradients(next(iter(method.terms(batch)))[0])
     assert set(gradients) == {name for name, _ in method.network.named_parameters()}
     assert all(p.grad is None for column in cast(PNN, method).columns for p in column.parameters())

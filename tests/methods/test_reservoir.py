@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clmem.methods.parts.reservoir import Reservoir
-from tests.methods.toys import make_setting
+from tests.methods.toys import make_context
 
 
 def numbered(first: int, count: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
@@ -25,8 +25,8 @@ def numbered(first: int, count: int) -> tuple[np.ndarray, torch.Tensor, torch.Te
 
 def make_reservoir(slots: int, rng: Any = 0) -> Reservoir:
     generator = np.random.default_rng(rng) if isinstance(rng, int) else rng
-    setting = make_setting(nn.Identity(), image_shape=(1, 2, 2), rng=generator)
-    return Reservoir(setting, slots, num_logits=2)
+    context = make_context(nn.Identity(), image_shape=(1, 2, 2), rng=generator)
+    return Reservoir(context, slots, num_logits=2)
 
 
 def chi_square_limit(cells: int) -> float:
@@ -133,18 +133,18 @@ def test_a_drawn_sample_keeps_its_label_and_logits_and_is_augmented_by_the_metho
         assert raw.dtype == torch.uint8
         return raw.float() + 0.5
 
-    object.__setattr__(reservoir.setting, "augment", augment)
+    object.__setattr__(reservoir.context, "augment", augment)
     images, labels, logits = reservoir.draw(5)
     assert torch.equal(images[:, 0, 0, 0], labels + 0.5)
     assert images.dtype == torch.float32
     assert torch.equal(logits, torch.stack([labels, -labels], 1).float())
-    assert given_generators == [reservoir.setting.rng]
+    assert given_generators == [reservoir.context.rng]
 
 
 def test_changing_a_drawn_sample_leaves_the_buffer_alone() -> None:
     reservoir = make_reservoir(4)
     reservoir.add(*numbered(0, 4))
-    object.__setattr__(reservoir.setting, "augment", lambda raw, rng: raw)  # even if augmentation copied nothing
+    object.__setattr__(reservoir.context, "augment", lambda raw, rng: raw)  # even if augmentation copied nothing
     before = [tensor.clone() for tensor in reservoir.tensors()]
     for tensor in reservoir.draw(4):
         tensor.fill_(9)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.errors import UsageError
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_config
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.run import RunSpec
@@ -44,9 +44,9 @@ MASKED_ELEMENTS = 10_985_472
 
 def sparcl(
     name: str, network: nn.Module, config: Mapping[str, object] | None = None, **changes: Any
-) -> tuple[SparCL, Execution]:
-    method, execution = make_method(name, cast(Any, network), config, **changes)
-    return cast(SparCL, method), execution
+) -> tuple[SparCL, StepRunner]:
+    method, runner = make_method(name, cast(Any, network), config, **changes)
+    return cast(SparCL, method), runner
 
 
 def tiny_resnet(width: int = 2) -> ResNet18:
@@ -96,14 +96,14 @@ def test_the_start_keeps_the_largest_weights_of_every_masked_layer(sparsity: flo
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_zero_where_the_mask_is_after_every_step(name: str) -> None:
     network = tiny_resnet()
-    method, execution = sparcl(name, network, {"sparsity": 0.75, "lr": 0.3}, image_shape=(3, 16, 16), replay_size=2)
+    method, runner = sparcl(name, network, {"sparsity": 0.75, "lr": 0.3}, image_shape=(3, 16, 16), replay_size=2)
     moved = set()
     for index in range(2):
         task = make_task(index, side=16, steps=13)
         method.before_task(task)
         for step in range(13):
             before = {key: mask.read() for key, mask in method.masks.weights.items()}
-            execution.learn(task.batch(0, step))
+            runner.learn(task.batch(0, step))
             assert closed_are_zero(method)
             for key, mask in method.masks.weights.items():
                 open_ = mask.read()
@@ -146,18 +146,18 @@ def test_bit_and_float32_masks_train_the_same_weights(name: str) -> None:
     states, draws = [], []
     for masks in ("bit", "float32"):
         network = tiny_resnet()
-        method, execution = sparcl(
+        method, runner = sparcl(
             name, network, {"masks": masks, "sparsity": 0.75}, image_shape=(3, 16, 16), replay_size=3
         )
         for index in range(2):
             task = make_task(index, side=16, steps=12)
             method.before_task(task)
             for step in range(12):
-                execution.learn(task.batch(0, step))
+                runner.learn(task.batch(0, step))
             method.after_task(task)
         masks_read = [mask.read() for kind in (method.masks.weights, method.masks.gradients) for mask in kind.values()]
         states.append([*network.state_dict().values(), *masks_read])
-        draws.append(method.setting.rng.bit_generator.state)
+        draws.append(method.context.rng.bit_generator.state)
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert draws[0] == draws[1]
 
@@ -194,12 +194,12 @@ def test_a_share_of_one_is_refused(key: str) -> None:
 
 
 def test_without_a_share_nothing_is_kept_of_the_samples() -> None:
-    method, execution = sparcl("sparcl-er", two_layers(), {"removal_share": 0.0})
+    method, runner = sparcl("sparcl-er", two_layers(), {"removal_share": 0.0})
     before = declared(method)["method_state"]
     task = make_task(0, steps=12)
     method.before_task(task)
     for step in range(12):
-        execution.learn(task.batch(0, step))
+        runner.learn(task.batch(0, step))
     assert declared(method)["method_state"] == before
 
 
@@ -232,7 +232,7 @@ def test_removed_samples_are_neither_learnt_nor_offered_and_rows_stay_with_their
 
 
 def test_batches_shrink_to_70_percent_in_the_course_of_a_task_and_are_whole_again_in_the_next() -> None:
-    method, execution = sparcl("sparcl-er", two_layers(), replay_size=3)
+    method, runner = sparcl("sparcl-er", two_layers(), replay_size=3)
     sizes: list[list[int]] = []
     for index in range(2):
         task = make_task(index, size=40, steps=1)
@@ -242,7 +242,7 @@ def test_batches_shrink_to_70_percent_in_the_course_of_a_task_and_are_whole_agai
         for epoch in range(20):
             batch = task.batch(epoch, 0)
             sizes[-1].append(len(method.removal.rows(batch.positions)))
-            execution.learn(batch)
+            runner.learn(batch)
         method.after_task(task)
     # looked at before each step, which itself removes: 3 of 40 at steps 2, 4, 6 and 8 of 20
     assert sizes == [[40] * 3 + [37] * 2 + [34] * 2 + [31] * 2 + [28] * 11] * 2
@@ -250,14 +250,14 @@ def test_batches_shrink_to_70_percent_in_the_course_of_a_task_and_are_whole_agai
 
 @pytest.mark.parametrize("name", NAMES)
 def test_replay_begins_with_task_1_though_the_buffer_fills_from_task_0(name: str) -> None:
-    method, execution = sparcl(name, two_layers(), replay_size=3)
+    method, runner = sparcl(name, two_layers(), replay_size=3)
     sizes = []
     for index in range(2):
         method.before_task(make_task(index))
         for step in range(2):
             batch = make_batch(index, step)
             sizes.append([len(term.images) for term in next(iter(method.terms(batch)))])
-            execution.learn(batch)
+            runner.learn(batch)
     assert method.buffer.seen == 16
     assert sizes == [[4], [4], *([[7], [7]] if name == "sparcl-er" else [[4, 3, 3]] * 2)]
 
@@ -316,7 +316,7 @@ def test_steps_are_those_written_out_by_hand(name: str, masks: str, monkeypatch:
     network = two_layers()
     hand = copy.deepcopy(network)
     config = {"lr": 0.1, "sparsity": 0.75, "masks": masks, "removal_share": 0.0}
-    method, execution = sparcl(name, network, config)
+    method, runner = sparcl(name, network, config)
     by_hand = ByHand(hand, method)
     stored: list[Tensor] = []
     first = make_batch(0, 0)
@@ -342,7 +342,7 @@ def test_steps_are_those_written_out_by_hand(name: str, masks: str, monkeypatch:
         return loss
 
     def check(batch: Batch, loss_of: Callable[[TwoLayers], Tensor], keep: int, renew: bool) -> None:
-        loss = float(execution.learn(batch))
+        loss = float(runner.learn(batch))
         assert loss == pytest.approx(by_hand.step(loss_of, 0.1, keep, renew), abs=1e-6)
         for (key, tensor), other in zip(network.state_dict().items(), hand.state_dict().values(), strict=True):
             torch.testing.assert_close(tensor, other, atol=1e-6, rtol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
@@ -358,31 +358,31 @@ def test_steps_are_those_written_out_by_hand(name: str, masks: str, monkeypatch:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_stops_within_a_task_goes_on_as_if_it_had_not(name: str) -> None:
-    def learn(method: SparCL, execution: Execution, index: int, steps: range) -> None:
+    def learn(method: SparCL, runner: StepRunner, index: int, steps: range) -> None:
         task = make_task(index, steps=20)
         if steps.start == 0:
             method.before_task(task)
         for step in steps:
-            execution.learn(task.batch(0, step))
+            runner.learn(task.batch(0, step))
 
-    def begin() -> tuple[SparCL, Execution]:
+    def begin() -> tuple[SparCL, StepRunner]:
         return sparcl(name, two_layers(), {"sparsity": 0.75}, buffer_size=16, replay_size=3)
 
-    straight, execution = begin()
-    learn(straight, execution, 0, range(20))
+    straight, runner = begin()
+    learn(straight, runner, 0, range(20))
     straight.after_task(make_task(0))
-    learn(straight, execution, 1, range(7))
+    learn(straight, runner, 1, range(7))
     file = io.BytesIO()
     torch.save([straight.state_dict(), straight.network.state_dict()], file)
-    draws = straight.setting.rng.bit_generator.state
+    draws = straight.context.rng.bit_generator.state
 
     file.seek(0)
     state, weights = torch.load(file, weights_only=True)
     resumed, another = begin()
     resumed.load_state_dict(state)
     resumed.network.load_state_dict(weights)
-    resumed.setting.rng.bit_generator.state = draws
-    learn(straight, execution, 1, range(7, 20))
+    resumed.context.rng.bit_generator.state = draws
+    learn(straight, runner, 1, range(7, 20))
     learn(resumed, another, 1, range(7, 20))
     same = zip(
         [*straight.network.state_dict().values(), *straight.masks.tensors(), *straight.removal.tensors()],

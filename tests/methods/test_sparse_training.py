@@ -19,7 +19,7 @@ from clmem.methods.parts.sparse_training import (
     open_count,
     update_at,
 )
-from tests.methods.toys import make_setting
+from tests.methods.toys import make_context
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,8 +91,8 @@ NAME = "layer1.weight"
 
 def one_layer(seed: int = 0, **config: object) -> tuple[SparseTraining, nn.Parameter]:
     network = OneLayer()
-    setting = make_setting(cast(Any, network), rng=np.random.default_rng(seed))
-    return SparseTraining(setting, SparseConfig.model_validate(config)), network.layer1.weight
+    context = make_context(cast(Any, network), rng=np.random.default_rng(seed))
+    return SparseTraining(context, SparseConfig.model_validate(config)), network.layer1.weight
 
 
 def with_gradient(weight: nn.Parameter, seed: int) -> Tensor:

@@ -35,8 +35,8 @@ TAILS = ["tail-sgd", "tail-er", "head-only"]
 def test_tail_er_steps_with_the_tail_on_one_forward_of_batch_and_replayed_samples(head: str) -> None:
     network, first, second = two_layers(), make_batch(0), make_batch(1, 1)
     expected = copy.deepcopy(network)
-    _, execution = make_method("tail-er", network, {"lr": 0.1, "head": head, "trunk": "frozen"})
-    losses = [float(execution.learn(batch)) for batch in (first, second)]
+    _, runner = make_method("tail-er", network, {"lr": 0.1, "head": head, "trunk": "frozen"})
+    losses = [float(runner.learn(batch)) for batch in (first, second)]
 
     def alone(net: TwoLayers) -> Tensor:
         logits = tail(net, first.images)[1]
@@ -56,8 +56,8 @@ def test_tail_er_steps_with_the_tail_on_one_forward_of_batch_and_replayed_sample
 def test_head_only_steps_with_the_linear_layer_on_features_in_eval_mode() -> None:
     network, batch = two_layers(), make_batch()
     expected = copy.deepcopy(network)
-    _, execution = make_method("head-only", network, {"lr": 0.1, "trunk": "frozen"})
-    losses = [float(execution.learn(batch)) for _ in range(2)]
+    _, runner = make_method("head-only", network, {"lr": 0.1, "trunk": "frozen"})
+    losses = [float(runner.learn(batch)) for _ in range(2)]
 
     def by_hand(net: TwoLayers) -> Tensor:
         net.eval()
@@ -73,11 +73,11 @@ def test_head_only_steps_with_the_linear_layer_on_features_in_eval_mode() -> Non
 @pytest.mark.parametrize(("trunk", "frozen_from"), [("frozen", 0), ("first_task", 1)])
 def test_only_the_tail_moves_once_the_trunk_is_frozen(name: str, trunk: str, frozen_from: int) -> None:
     network = two_layers()
-    method, execution = make_method(name, network, {"trunk": trunk, "lr": 0.1})
+    method, runner = make_method(name, network, {"trunk": trunk, "lr": 0.1})
     before_the_boundary = ("conv1", "bn1", "layer4") if name == "head-only" else ("conv1", "bn1")
     for index in range(3):
         before = copy.deepcopy(network.state_dict())
-        run_task(method, execution, index)
+        run_task(method, runner, index)
         for key, value in network.state_dict().items():
             still = key.startswith(before_the_boundary) and index >= frozen_from
             assert torch.equal(value, before[key]) == still, (index, key)
@@ -95,9 +95,9 @@ def test_loaded_weights_are_frozen_from_the_start(name: str) -> None:
 def test_a_tail_starts_at_any_boundary(name: str, boundary: str) -> None:
     config = {"boundary": boundary, "trunk": "frozen"}
     torch.manual_seed(0)  # of one channel each, some networks have ReLUs that let nothing through
-    method, execution = make_method(name, ResNet18(6, width=1), config, image_shape=(3, 16, 16))
+    method, runner = make_method(name, ResNet18(6, width=1), config, image_shape=(3, 16, 16))
     before = copy.deepcopy(method.network.state_dict())
-    execution.learn(make_task(0, size=4, side=16).batch(0, 0))
+    runner.learn(make_task(0, size=4, side=16).batch(0, 0))
     trunk = {id(p) for module in method.network.stage_modules(boundary) for p in module.parameters()}
     for key, parameter in method.network.named_parameters():
         assert torch.equal(parameter, before[key]) == (id(parameter) in trunk), key
@@ -111,7 +111,7 @@ def test_head_only_has_no_other_boundary() -> None:
 def test_tail_er_is_er_while_nothing_is_frozen() -> None:
     networks = two_layers(), two_layers()
     for name, network in zip(("er", "tail-er"), networks, strict=True):
-        method, execution = make_method(name, network, {"lr": 0.1})
-        run_task(method, execution, 0)
+        method, runner = make_method(name, network, {"lr": 0.1})
+        run_task(method, runner, 0)
         assert declared(method) == {"replay": 4 * (3 * 8 * 8 + 8)}
     assert_same(networks[0], networks[1])

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.specs.techniques import PLAIN, techniques
-from clmem.methods.base import Batch, Method, Network, Setting, Task
+from clmem.methods.base import Batch, Method, MethodContext, Network, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3
 NUM_CLASSES = CLASSES_PER_TASK * NUM_TASKS
@@ -103,7 +103,7 @@ def make_task(index: int, size: int = 4, side: int = 8, steps: int = 2) -> Task:
     return Task(index, classes, 1, steps, steps * size, lambda epoch, step: make_batch(index, step, size, side))
 
 
-def make_setting(network: Network, **changes: Any) -> Setting:
+def make_context(network: Network, **changes: Any) -> MethodContext:
     values: dict[str, Any] = {
         "network": network,
         "executor": None,
@@ -118,7 +118,7 @@ def make_setting(network: Network, **changes: Any) -> Setting:
         "augment": normalise,
         "new_network": partial(another, network),
     }
-    return Setting(**{**values, **changes})
+    return MethodContext(**{**values, **changes})
 
 
 def make_method(
@@ -127,26 +127,26 @@ def make_method(
     config: Mapping[str, object] | None = None,
     technique: str = PLAIN,
     **changes: Any,
-) -> tuple[Method, Execution]:
+) -> tuple[Method, StepRunner]:
     """Return the registered method on the network, and the execution that carries it out.
 
     A memory larger than the toys' batch of 4 would be refused, so LightCL takes 3 images unless told otherwise.
     """
     if name.startswith("lightcl"):
         config = {"memory_size": 3, **(config or {})}
-    execution = Execution(Unwatched(), techniques(technique, {}))
+    runner = StepRunner(Unwatched(), techniques(technique, {}))
     cls = method_class(name)
-    method = cls(make_setting(network, executor=execution, **changes), cls.Config.model_validate(config or {}))
-    execution.attach(method)
-    return method, execution
+    method = cls(make_context(network, runner=runner, **changes), cls.Config.model_validate(config or {}))
+    runner.attach(method)
+    return method, runner
 
 
-def run_task(method: Method, execution: Execution, index: int, **shape: int) -> None:
+def run_task(method: Method, runner: StepRunner, index: int, **shape: int) -> None:
     """Run one whole task."""
     task = make_task(index, **shape)
     method.before_task(task)
     for step in range(task.steps_per_epoch):
-        execution.learn(task.batch(0, step))
+        runner.learn(task.batch(0, step))
     method.after_task(task)
 
 

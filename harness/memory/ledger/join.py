@@ -279,7 +279,7 @@ def _what_to_do(role: str, surplus_bytes: int) -> str:
     if surplus_bytes > 0:
         return (
             f"{surplus_bytes:,} B that were {role} before are still alive and not declared now; drop them, or declare "
-            "them in memory_roles() (the first network stays in `setting.network` where `self.network` is replaced)"
+            "them in memory_roles() (the first network stays in `context.network` where `self.network` is replaced)"
         )
     return f"{-surplus_bytes:,} B have another role, in which they were seen first; declare a copy, tensor.clone()"
 

@@ -46,7 +46,7 @@ def stability_by_hand() -> dict[str, float]:
 
         before = {boundary: maps(boundary) for boundary in BOUNDARIES if task}
         for batch in stream.train_batches(task):
-            run.execution.learn(batch)
+            run.runner.learn(batch)
         for boundary, was in before.items():
             change = ((maps(boundary) - was) ** 2).sum().sqrt() / (was**2).sum().sqrt()
             found[boundary].append(1 - float(change))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from clmem.harness.execution.compact import remove_channels
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import Techniques
 from clmem.methods.base import Method, Network
 from clmem.methods.parts.channels import kept_channels, pruned_weights
-from tests.methods.toys import NUM_CLASSES, make_batch, make_setting, make_task
+from tests.methods.toys import NUM_CLASSES, make_batch, make_context, make_task
 
 SIDE = 16
 
@@ -104,24 +104,24 @@ def test_summed_branches_that_keep_other_channels_are_refused() -> None:
         remove_channels(net, kept_channels(net, "per_convolution"), (3, SIDE, SIDE))
 
 
-def sparse(storage: Any, net: Network, **config: Any) -> tuple[Method, Execution]:
-    execution = Execution(Unwatched(), Techniques(storage=storage))
-    setting = make_setting(net, executor=execution, image_shape=(3, SIDE, SIDE), batch_size=8)
+def sparse(storage: Any, net: Network, **config: Any) -> tuple[Method, StepRunner]:
+    runner = StepRunner(Unwatched(), Techniques(storage=storage))
+    context = make_context(net, runner=runner, image_shape=(3, SIDE, SIDE), batch_size=8)
     cls = method_class("lightcl-sparse")
-    method = cls(setting, cls.Config.model_validate({"memory_size": 3, "keep_ratio": 0.1, **config}))
-    execution.attach(method)
-    return method, execution
+    method = cls(context, cls.Config.model_validate({"memory_size": 3, "keep_ratio": 0.1, **config}))
+    runner.attach(method)
+    return method, runner
 
 
 def test_lightcl_learns_the_same_with_its_channels_removed() -> None:
     pairs = [sparse(storage, network()) for storage in ("masked", "compact")]
     images = make_batch(0, size=8, side=SIDE).images
-    for method, execution in pairs:
+    for method, runner in pairs:
         for index in range(2):
             task = make_task(index, size=8, side=SIDE, steps=2)
             method.before_task(task)
             for step in range(2):
-                execution.learn(task.batch(0, step))
+                runner.learn(task.batch(0, step))
             method.after_task(task)
     (dense, _), (compact, _) = pairs
     torch.testing.assert_close(compact.predict(images), dense.predict(images), atol=1e-4, rtol=1e-4)
@@ -145,10 +145,10 @@ def test_nothing_of_the_dense_network_outlives_the_removal() -> None:
 
 
 def test_a_compact_network_goes_through_a_checkpoint() -> None:
-    method, execution = sparse("compact", network())
+    method, runner = sparse("compact", network())
     task = make_task(0, size=8, side=SIDE)
     method.before_task(task)
-    execution.learn(task.batch(0, 0))
+    runner.learn(task.batch(0, 0))
     file = io.BytesIO()
     torch.save({"network": method.network.state_dict(), "method": method.state_dict()}, file)
     file.seek(0)
@@ -170,9 +170,9 @@ def test_a_compact_network_goes_through_a_checkpoint() -> None:
 )
 def test_where_nothing_can_be_removed_it_is_refused(name: str, config: dict[str, Any]) -> None:
     cls = method_class(name)
-    execution = Execution(Unwatched(), Techniques(storage="compact"))
+    runner = StepRunner(Unwatched(), Techniques(storage="compact"))
     values = {"memory_size": 3, **config} if name.startswith("lightcl") else config
-    setting = make_setting(network(), executor=execution, image_shape=(3, SIDE, SIDE))
-    method = cls(setting, cls.Config.model_validate(values))
+    context = make_context(network(), runner=runner, image_shape=(3, SIDE, SIDE))
+    method = cls(context, cls.Config.model_validate(values))
     with pytest.raises(ValueError, match="this method has none"):
-        execution.attach(method)
+        runner.attach(method)

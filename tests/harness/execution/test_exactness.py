@@ -16,13 +16,13 @@ from torch import Tensor
 
 from clmem.harness.execution.compact import remove_channels
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import LEAN, PLAIN, Segments, techniques
 from clmem.methods.base import Batch, Method, Task
 from clmem.reports.markdown.tables import markdown_table
-from tests.methods.toys import NUM_CLASSES, another, make_batch, make_setting
+from tests.methods.toys import NUM_CLASSES, another, make_batch, make_context
 
 NAMES = method_names()
 SIDE = 16
@@ -97,7 +97,7 @@ def learn(
 
     draw: which of the possible batches it learns. noise: what is added to its images, as a standard deviation.
     """
-    method, execution = prepared(name, technique, network, **config)
+    method, runner = prepared(name, technique, network, **config)
     for index in range(tasks):
         classes = range(2 * index, 2 * index + 2)
 
@@ -107,20 +107,20 @@ def learn(
         task = Task(index, classes, 1, steps, steps * 8, batch)
         method.before_task(task)
         for step in range(steps):
-            execution.learn(task.batch(0, step))
+            runner.learn(task.batch(0, step))
         method.after_task(task)
     assert all(parameter.grad is None for parameter in method.network.parameters())
     return method
 
 
-def prepared(name: str, technique: str, network: ResNet18 | None = None, **config: object) -> tuple[Method, Execution]:
+def prepared(name: str, technique: str, network: ResNet18 | None = None, **config: object) -> tuple[Method, StepRunner]:
     """Return the method and what carries it out. Raises ValueError where that is refused."""
     cls, network = method_class(name), network or tiny_resnet()
-    execution = Execution(Unwatched(), techniques(technique, cls.lean))
-    chosen = execution.techniques
-    setting = make_setting(
+    runner = StepRunner(Unwatched(), techniques(technique, cls.lean))
+    chosen = runner.techniques
+    context = make_context(
         network,
-        executor=execution,
+        runner=runner,
         image_shape=(3, SIDE, SIDE),
         batch_size=8,
         buffer_size=8,
@@ -131,9 +131,9 @@ def prepared(name: str, technique: str, network: ResNet18 | None = None, **confi
     )
     known = {"memory_size": 5, "trunk": "frozen", **config}
     values = {key: value for key, value in known.items() if key in cls.Config.model_fields}
-    method = cls(setting, cls.Config.model_validate(values))
-    execution.attach(method)
-    return method, execution
+    method = cls(context, cls.Config.model_validate(values))
+    runner.attach(method)
+    return method, runner
 
 
 @contextmanager

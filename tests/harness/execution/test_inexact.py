@@ -9,7 +9,7 @@ import torch
 
 from clmem.harness.execution.batch_norm import batch_norms
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import INEXACT, LEAN, techniques
@@ -124,9 +124,9 @@ def test_autocast_keeps_activations_in_half_the_bits() -> None:
                 kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        method, execution = make_method("sgd", network, technique=technique)
+        method, runner = make_method("sgd", network, technique=technique)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = execution.learn(make_batch(size=8, side=16))
+            loss = runner.learn(make_batch(size=8, side=16))
         assert loss.dtype == torch.float32
         assert all(parameter.dtype == torch.float32 for parameter in method.network.parameters())
         sizes[technique] = sum(kept.values())
@@ -151,7 +151,7 @@ def test_what_cannot_be_combined_is_refused(name: str, technique: str, reason: s
 def test_results_mark_what_is_inexact_and_no_preset_is() -> None:
     for name in sorted(INEXACT):
         value = {"micro_batch": "4", "frozen_weights": "int8", "autocast": "bfloat16"}[name]
-        assert Execution(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
+        assert StepRunner(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
     for name in NAMES:
         assert techniques(LEAN, method_class(name).lean).is_exact
-    assert "exact" not in Execution(Unwatched(), techniques("checkpoint=block", {})).describe()
+    assert "exact" not in StepRunner(Unwatched(), techniques("checkpoint=block", {})).describe()

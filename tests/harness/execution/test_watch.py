@@ -9,11 +9,11 @@ import torch
 
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import Execution
+from clmem.harness.execution.step import StepRunner
 from clmem.harness.specs.techniques import techniques
 from clmem.methods.base import Batch, Method, Outputs, Step, Term, Trunk
 from tests.harness.execution.test_exactness import double_batch, tiny_resnet
-from tests.methods.toys import make_setting
+from tests.methods.toys import make_context
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ class OnlyMaps(Method):
 
 def learnt(technique: str, watched: str = "layer4.0", boundary: str | None = None) -> dict[str, torch.Tensor]:
     network = tiny_resnet()
-    execution = Execution(Unwatched(), techniques(technique, {}))
-    method = OnlyMaps(make_setting(network, executor=execution), OnlyMaps.Config(lr=0.1))
+    runner = StepRunner(Unwatched(), techniques(technique, {}))
+    method = OnlyMaps(make_context(network, runner=runner), OnlyMaps.Config(lr=0.1))
     method.watched, method.trunk = watched, boundary and Trunk(boundary)  # type: ignore[assignment]
-    execution.attach(method)
+    runner.attach(method)
     for step in range(2):
-        execution.learn(double_batch(0, step))
+        runner.learn(double_batch(0, step))
     return network.state_dict()
 
 

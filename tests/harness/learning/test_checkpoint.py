@@ -59,7 +59,7 @@ def everything(run: Run) -> dict[str, Any]:
     return {
         "network": list(run.method.network.state_dict().values()),
         "declared": [tensor for role in sorted(roles) for tensor in roles[role]],
-        "rng": run.method.setting.rng.bit_generator.state,
+        "rng": run.method.context.rng.bit_generator.state,
         "fingerprint": run.stream.fingerprint,
     }
 
@@ -249,8 +249,8 @@ class Forgetful(SGD):
 
 def test_declared_state_that_a_checkpoint_would_lose_fails_the_run_and_is_named(tmp_path: Path) -> None:
     run = fresh("sgd")
-    method = Forgetful(run.method.setting, SGD.Config())
-    run.execution.attach(method)
+    method = Forgetful(run.method.context, SGD.Config())
+    run.runner.attach(method)
     with pytest.raises(ClmemError, match=r"declares 12 B .* shape \(3,\) .* `checkpointed`"):
-        go(Run(run.stream, method, run.execution), Checkpoint(tmp_path / "checkpoint", KEY, every_s=0))
+        go(Run(run.stream, method, run.runner), Checkpoint(tmp_path / "checkpoint", KEY, every_s=0))
     assert list(tmp_path.iterdir()) == []

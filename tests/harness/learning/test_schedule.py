@@ -53,5 +53,5 @@ class GrowingByLearning(SGD):
     ("cls", "steps"), [(SGD, (1, 2)), (Joint, (2,)), (Growing, (1, 0, 0, 0, 1)), (GrowingByLearning, (1, 1, 1, 1, 1))]
 )
 def test_a_method_that_grows_with_the_tasks_visits_all_of_them(cls: type[Method], steps: tuple[int, ...]) -> None:
-    setting = build(RunSpec(method="sgd", width=1), Unwatched()).method.setting
+    setting = build(RunSpec(method="sgd", width=1), Unwatched()).method.context
     assert short_schedule(cls(setting, cls.Config())).steps == steps

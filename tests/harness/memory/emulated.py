@@ -106,7 +106,7 @@ def run_out_in(learning: int) -> None:
     batches = iter(range(learning + 1))
     backward = step.Execution._backward
 
-    def until_then(self: step.Execution, *arguments: Any) -> None:
+    def until_then(self: step.StepRunner, *arguments: Any) -> None:
         backward(self, *arguments)
         if next(batches) == learning:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

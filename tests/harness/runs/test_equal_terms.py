@@ -24,14 +24,14 @@ def test_every_method_learns_from_the_same_batches() -> None:
         if method_class(name).joint:  # learns all tasks at once, in an order of its own
             continue
         run = build(RunSpec(method=name, width=1, batch_size=16, buffer_size=16, replay_size=8), Unwatched())
-        seen, learn = sha256(), run.execution.learn
+        seen, learn = sha256(), run.runner.learn
 
         def note(batch: Batch, seen: Any = seen, learn: Any = learn) -> Tensor:
             seen.update(batch.images.numpy().tobytes())
             result: Tensor = learn(batch)
             return result
 
-        run.execution.learn = note  # type: ignore[method-assign]
+        run.runner.learn = note  # type: ignore[method-assign]
         train(run, Schedule((2, 2), 1, evaluate_all=False), Unwatched(), Progress())
         streams.add(run.stream.fingerprint)
         learnt.add(seen.hexdigest())

@@ -78,7 +78,7 @@ def test_the_largest_seed_is_one_that_every_generator_takes() -> None:
         RunSpec(method="sgd", seed=2**64)
     run = build(RunSpec(method="er", seed=2**64 - 1, width=1, stream="synthetic-8px"), Unwatched())
     assert len(run.stream.train_task(0).batch(0, 0).labels) == 32
-    run.method.setting.new_network(1)
+    run.method.context.new_network(1)
 
 
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)

@@ -15,7 +15,7 @@ from clmem.harness.errors import UsageError
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.methods.parts.columns import Column
 from clmem.methods.parts.sparse_training import masked_weights
-from clmem.reports.claims.claim import FOLDER, Claim, Fix, Ledger, Quantity, claim_names, load_claim
+from clmem.reports.claims.claim import FOLDER, Claim, Fix, FormulaLedger, Quantity, claim_names, load_claim
 from clmem.reports.claims.tables import headline_ratio, recomputed, within_tolerance
 
 MIB = 2**20
@@ -58,9 +58,9 @@ def test_the_lightcl_table_is_there_in_full(lightcl: Claim) -> None:
 )
 def test_a_correction_moves_its_row(lightcl: Claim, fix: str, row: str, cifar: float, tiny: float) -> None:
     for dataset, expected in (("cifar10", cifar), ("tinyimagenet", tiny)):
-        corrected = Ledger(lightcl, dataset, (lightcl.fix(fix),))
+        corrected = FormulaLedger(lightcl, dataset, (lightcl.fix(fix),))
         assert corrected.value(lightcl.row(row), "memory") == pytest.approx(expected, abs=0.06)
-        assert corrected.value(lightcl.row("sgd"), "memory") == Ledger(lightcl, dataset).value(
+        assert corrected.value(lightcl.row("sgd"), "memory") == FormulaLedger(lightcl, dataset).value(
             lightcl.row("sgd"), "memory"
         )
 
@@ -68,12 +68,15 @@ def test_a_correction_moves_its_row(lightcl: Claim, fix: str, row: str, cifar: f
 def test_every_correction_changes_something_and_all_of_them_apply_together(lightcl: Claim) -> None:
     for fix in lightcl.fixes:
         moved = [
-            abs(Ledger(lightcl, name, (fix,)).value(row, "memory") - Ledger(lightcl, name).value(row, "memory"))
+            abs(
+                FormulaLedger(lightcl, name, (fix,)).value(row, "memory")
+                - FormulaLedger(lightcl, name).value(row, "memory")
+            )
             for name in lightcl.datasets
             for row in lightcl.rows
         ]
         assert max(moved) > 0.05, fix.id
-    together = Ledger(lightcl, "tinyimagenet", tuple(lightcl.fixes))
+    together = FormulaLedger(lightcl, "tinyimagenet", tuple(lightcl.fixes))
     dense, sparse = (together.value(lightcl.row(name), "memory") for name in ("lightcl", "lightcl-sparse"))
     assert dense - sparse == pytest.approx(0.75 * 42.997, abs=0.01), "masks of four bytes against masks of one"
 
@@ -135,7 +138,7 @@ def test_weights_and_masked_weights_are_those_of_our_network(lightcl: Claim) -> 
     masked = sum(weight.numel() for weight in masked_weights(networks["cifar10"]).values())
     assert str(masked) in str(lightcl.names["mask"])
     for dataset, network in networks.items():
-        corrected = Ledger(lightcl, dataset, (lightcl.fix("tiny-head"),))
+        corrected = FormulaLedger(lightcl, dataset, (lightcl.fix("tiny-head"),))
         weights = 4 * sum(parameter.numel() for parameter in network.parameters()) / MIB
         ewc, sgd = (corrected.value(lightcl.row(name), "memory") for name in ("ewc", "sgd"))
         assert ewc - sgd == pytest.approx(weights, abs=1e-3)
@@ -196,7 +199,7 @@ def test_corrections_that_only_fail_together_are_one_sentence(lightcl: Claim) ->
     with pytest.raises(
         UsageError, match=r"row ewc cannot be recomputed: '1 / W' cannot be computed: .*division by zero"
     ):
-        Ledger(lightcl, "cifar10", fixes).value(lightcl.row("ewc"), "memory")
+        FormulaLedger(lightcl, "cifar10", fixes).value(lightcl.row("ewc"), "memory")
 
 
 def test_a_claim_is_called_as_its_file_whatever_that_is_called(tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def chain(length: int) -> str:
 def test_names_that_double_forty_times_are_each_worked_out_once(tmp_path: Path) -> None:
     claim = load_claim(str(changed(tmp_path, 'a = "2.13 * k"', chain(40))))
     row = next(row for row in claim.rows if row.memory.formula == "0.1 * 2 * W + 62 * a")
-    assert Ledger(claim, "cifar10").value(row, "memory") == pytest.approx(0.2 * 42.625 + 62 * 2**40 * 1e-12)
+    assert FormulaLedger(claim, "cifar10").value(row, "memory") == pytest.approx(0.2 * 42.625 + 62 * 2**40 * 1e-12)
 
 
 @pytest.mark.parametrize(
