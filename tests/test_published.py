@@ -14,7 +14,7 @@ import pytest
 from clmem.harness.answers.prediction import predicted_peak_bytes
 from clmem.harness.results.record import RunResult
 from clmem.reports.data.grouping import sections
-from clmem.reports.markdown.report import report_text
+from clmem.reports.report import report_text
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "reports" / "published"

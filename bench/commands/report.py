@@ -25,7 +25,7 @@ def report(
 
 def write_and_show(directory: Path, out: Path | None) -> Path:
     """Write the report of a directory, saying what is being drawn; return its path."""
-    from clmem.reports.markdown.report import write_report
+    from clmem.reports.report import write_report
 
     console = Console(stderr=True)
     with console.status("writing the report") as status:

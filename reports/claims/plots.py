@@ -11,6 +11,7 @@ from clmem.reports.claims.claim import Claim, Fix, FormulaLedger
 from clmem.reports.claims.measurements import Measurements
 from clmem.reports.claims.ratios_by_size import Line, batch_sizes, ratios_by_size
 from clmem.reports.claims.tables import CHANGE, published_ratio, recomputed
+from clmem.reports.data.executions import RELEASED
 from clmem.reports.data.units import MIB
 from clmem.reports.plots.figures import new_figure, plot_style, save_figure
 from clmem.reports.plots.section import LINE_COLOURS, LINE_STYLES
@@ -101,7 +102,7 @@ def ratios_by_size_figure(measurements: Measurements) -> Figure:
 def waterfall_execution(measurements: Measurements) -> str | None:
     """Return the execution whose peak ends the waterfall: `released` where it is measured, else the first that is."""
     claim = measurements.claim
-    names = sorted(claim.row(claim.waterfall).measured, key=lambda name: name != "released")
+    names = sorted(claim.row(claim.waterfall).measured, key=lambda name: name != RELEASED)
     places = {name: measurements.place(claim.headline.dataset, claim.waterfall, name) for name in names}
     return next((name for name, place in places.items() if measurements.peak_bytes(place) is not None), None)
 

@@ -18,7 +18,7 @@ import clmem.harness.answers.prediction
 import clmem.harness.answers.probe
 import clmem.harness.learning.pretrain
 import clmem.reports.claims.page
-import clmem.reports.markdown.report
+import clmem.reports.report
 from clmem.bench.cli import LONGEST, main
 from clmem.harness.errors import ClmemError
 
@@ -87,7 +87,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (clmem.harness.answers.probe, "probe"),
         (clmem.harness.answers.fit, "fit"),
         (clmem.reports.claims.page, "write_page"),  # which would write to any folder that is named
-        (clmem.reports.markdown.report, "write_report"),
+        (clmem.reports.report, "write_report"),
     ):
         monkeypatch.setattr(module, work, begin)
 

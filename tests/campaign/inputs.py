@@ -42,7 +42,7 @@ from clmem.harness.specs.suite import load_suite
 from clmem.harness.streams.folder import open_folder
 from clmem.reports.claims.claim import FOLDER as CLAIMS
 from clmem.reports.claims.claim import load_claim
-from clmem.reports.markdown.report import write_report
+from clmem.reports.report import write_report
 from tests.campaign.faults import SUITE
 from tests.campaign.mutations import damaged_bytes, damaged_json, damaged_toml
 from tests.campaign.samples import Malicious, bomb, sound_results

@@ -22,7 +22,7 @@ from clmem.harness.results.record import RunResult, load_result, save_result
 from clmem.reports.data.load import load_sections
 from clmem.reports.data.predictions import FILE
 from clmem.reports.markdown.markup import cell_text, plain
-from clmem.reports.markdown.report import write_report
+from clmem.reports.report import write_report
 from clmem.reports.terminal.runs import measure_table, summary
 
 HOSTILE: tuple[Any, ...] = (

@@ -22,7 +22,7 @@ from clmem.reports.claims.plots import draw_claim, drawn_lines, waterfall_steps
 from clmem.reports.claims.ratios_by_size import ratios_by_size_table
 from clmem.reports.claims.tables import measured_table, ratio_table
 from clmem.reports.data.grouping import sections
-from clmem.reports.markdown.report import report_text
+from clmem.reports.report import report_text
 
 MakeRun = Callable[..., RunResult]
 

@@ -12,8 +12,8 @@ from clmem.harness.results.record import RunResult
 from clmem.reports.data.executions import executions_of, without_steps_between
 from clmem.reports.data.grouping import Section, sections
 from clmem.reports.markdown.executions import execution_sentence, execution_table
-from clmem.reports.markdown.report import report_text
 from clmem.reports.plots.section import draw_section
+from clmem.reports.report import report_text
 
 MakeRun = Callable[..., RunResult]
 FIRST = {"optimizer_in_backward": True}

@@ -15,7 +15,7 @@ from clmem.harness.results.record import RunResult, load_results, save_result
 from clmem.reports.data.grouping import sections
 from clmem.reports.data.predictions import FILE, load_predictions, save_predictions
 from clmem.reports.markdown.predictions import predictions_sentence, predictions_table
-from clmem.reports.markdown.report import write_report
+from clmem.reports.report import write_report
 
 CODE = {"method": "0" * 16, "measuring": "1" * 16}
 ROOT = Path(__file__).parents[3]

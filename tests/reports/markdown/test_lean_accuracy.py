@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clmem.harness.results.record import RunResult
 from clmem.reports.data.grouping import sections
 from clmem.reports.markdown.lean_accuracy import lean_accuracy_sentence, lean_accuracy_table
-from clmem.reports.markdown.report import report_text
+from clmem.reports.report import report_text
 
 MakeRun = Callable[..., RunResult]
 

@@ -14,11 +14,11 @@ from clmem.harness import files
 from clmem.harness.errors import UsageError
 from clmem.harness.results.record import RunResult, Unified, save_result
 from clmem.reports.data.grouping import sections
-from clmem.reports.markdown.report import report_text, write_report
 from clmem.reports.markdown.tables import caching_table, process_table
+from clmem.reports.report import report_text, write_report
 
 MakeRun = Callable[..., RunResult]
-GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
+GOLDEN = Path(__file__).parent / "golden" / "report.md"
 ROWS = [[0.9, 0.1], [0.5, 0.9]]
 
 
@@ -221,10 +221,10 @@ def test_a_report_takes_work_in_proportion_to_its_results(tmp_path: Path, memory
 
 def test_importing_reports_imports_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, reports.markdown.report, reports.terminal.runs, harness.results.metrics;"
+        "import sys, reports.report, reports.terminal.runs, harness.results.metrics;"
         "sys.exit(', '.join({'torch', 'matplotlib'} & set(sys.modules)) or None)"
     )
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
