@@ -221,7 +221,7 @@ def test_a_report_takes_work_in_proportion_to_its_results(tmp_path: Path, memory
 
 def test_importing_reports_imports_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, reports.report, reports.terminal.runs, harness.results.metrics;"
+        "import sys, clmem.reports.report, clmem.reports.terminal.runs, clmem.harness.results.metrics;"
         "sys.exit(', '.join({'torch', 'matplotlib'} & set(sys.modules)) or None)"
     )
     root = Path(__file__).parents[2]

@@ -137,7 +137,7 @@ def test_a_truth_value_is_no_number(value: bool) -> None:
 
 def test_settings_that_a_plug_in_cannot_read_are_one_sentence(install: Install) -> None:
     source = (
-        "from pydantic import field_validator\nfrom methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
+        "from pydantic import field_validator\nfrom clmem.methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
         "    class Config(SGD.Config):\n        @field_validator('lr')\n        @classmethod\n"
         "        def halve(cls, value):\n            return {}['absent']\n"
     )

@@ -37,7 +37,7 @@ def test_every_role_has_its_own_colour_and_place() -> None:
 
 def test_svg_and_png_are_the_same_bytes_in_every_process(tmp_path: Path, memory_run: MakeRun) -> None:
     save_result(tmp_path, memory_run("sgd", {"parameters": 1.0, "activations": 3.0}))
-    code = "import sys, pathlib, reports.report as m; m.write_report(*map(pathlib.Path, sys.argv[1:]))"
+    code = "import sys, pathlib, clmem.reports.report as m; m.write_report(*map(pathlib.Path, sys.argv[1:]))"
     drawn = []
     for seed in ("1", "2"):
         out = tmp_path / seed
