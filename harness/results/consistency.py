@@ -11,12 +11,21 @@ from pydantic import ValidationError
 
 from clmem.harness.errors import UsageError, expectation
 from clmem.harness.results.metrics import scenario_metrics
-from clmem.harness.results.record import PHASES, ROLES, Accuracy, Allocator, Footprint, PhaseFootprint, Process, RunResult
+from clmem.harness.results.record import (
+    PHASES,
+    ROLES,
+    Accuracy,
+    Allocator,
+    Footprint,
+    PhaseFootprint,
+    Process,
+    RunResult,
+)
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import Measured, RunSpec
-from clmem.harness.streams.catalog import lookup
 from clmem.harness.specs.targets import allocator_of
 from clmem.harness.specs.techniques import LEAN, Techniques, techniques
+from clmem.harness.streams.catalog import lookup
 from clmem.harness.text import clean
 
 PROMISED: Mapping[Measured, tuple[str, ...]] = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clmem.harness.results import source
 from clmem.harness.learning.registry import method_class
+from clmem.harness.results import source
 from clmem.harness.results.source import measuring_digest, method_digest
 
 FILES = {
