@@ -59,13 +59,12 @@ def save_figure(figure: Figure, png: Path) -> Path:
     Call it inside `plot_style`: then the bytes depend on the figure and on the versions of matplotlib and Pillow only,
     and hold no date.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
-    image = drawn.convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="rgba")
+    drawn = Image.frombytes("RGBA", figure.canvas.get_width_height(), pixels.getvalue()).convert("RGB")
+    image = drawn.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     write_bytes(png, buffer.getvalue())
