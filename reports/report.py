@@ -173,11 +173,8 @@ def _claims(runs: list[RunResult]) -> list[str]:
 
 
 def _images(plots: list[Plot], *kinds: Kind) -> list[str]:
-    """Return the PNGs of some kinds, which every viewer shows, each linked to the SVG, if any, which stays sharp."""
-    shown = [plot for plot in plots if plot.kind in kinds]
-    sharp = [plot.png.with_suffix(".svg").name if plot.has_svg else plot.png.name for plot in shown]
-    pairs = zip(shown, sharp, strict=True)
-    return [f"[![{plain(plot.caption)}](plots/{link(plot.png.name)})](plots/{link(name)})" for plot, name in pairs]
+    """Return the plots of some kinds as images."""
+    return [f"![{plain(plot.caption)}](plots/{link(plot.png.name)})" for plot in plots if plot.kind in kinds]
 
 
 def _details(summary: str, *parts: str) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from clmem.harness.answers.prediction import predicted_peak_bytes
 from clmem.harness.results.record import RunResult
 from clmem.reports.data.grouping import sections
+from clmem.reports.publish import publish
 from clmem.reports.report import report_text
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +69,33 @@ def test_every_commit_behind_what_is_published_is_in_the_history() -> None:
 def test_the_published_accuracies_are_what_todays_code_writes_of_their_runs() -> None:
     runs = list(results(PUBLISHED / "accuracy" / "results.tar.gz").values())
     assert report_text(sections(runs)) == (PUBLISHED / "accuracy" / "report.md").read_text(encoding="utf-8")
+
+
+def test_every_published_plot_is_shown_and_stored_once() -> None:
+    links = {
+        (page.parent / unquote(target)).resolve()
+        for page in PUBLISHED.rglob("*.md")
+        for target in re.findall(r"\]\(([^)#:]+\.(?:png|md|gz))\)", page.read_text(encoding="utf-8"))
+    }
+    assert [str(path) for path in links if not path.is_file()] == []
+    files = [path for path in PUBLISHED.rglob("*") if path.is_file() and path.suffix not in (".md", ".gz")]
+    assert {path.resolve() for path in files} == {path for path in links if path.suffix == ".png"}
+    assert len({path.read_bytes() for path in files}) == len(files) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_published_pages_are_what_todays_code_writes(tmp_path: Path) -> None:
+    for path in PUBLISHED.rglob("*"):
+        if path.is_file() and path.suffix != ".png":
+            (tmp_path / path.relative_to(PUBLISHED)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, tmp_path / path.relative_to(PUBLISHED))
+    written = publish(tmp_path)
+    assert len(written) >= 7
+    changed = [page for page in written if page.read_text() != (PUBLISHED / page.relative_to(tmp_path)).read_text()]
+    assert changed == []
+    names = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")}
+    assert names == {path.relative_to(PUBLISHED) for path in PUBLISHED.rglob("*.png")}
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Accuracy and forgetting from accuracy matrices; the name of every metric says which definition it is.
 
-R[t][i] is the accuracy (0..1) on task i after learning task t, None where it was not evaluated; T is the number of
+`R[t][i]` is the accuracy (0..1) on task i after learning task t, None where it was not evaluated; T is the number of
 tasks. A joint run learns all tasks at once, so its matrix has one row and only the accuracy is defined. A metric
 that is not defined, or needs an entry that is missing, is absent from the result: it is never 0.
 """
@@ -16,7 +16,7 @@ Matrix = Sequence[Row]
 
 
 def accuracy(matrix: Matrix) -> float | None:
-    """Return ACC = 1/T sum_i R[T-1][i], the mean of the last row over the T tasks; of a joint run, of its only row.
+    """Return ACC = 1/T sum_i `R[T-1][i]`, the mean of the last row over the T tasks; of a joint run, of its only row.
 
     None when the run stopped before its last task or an entry is missing. Raises ValueError on a malformed matrix.
     """
@@ -27,7 +27,7 @@ def accuracy(matrix: Matrix) -> float | None:
 
 
 def forgetting_max_previous(matrix: Matrix) -> float | None:
-    """Return 1/(T-1) sum_{i<T-1} (max_{t<T-1} R[t][i] - R[T-1][i]) (Chaudhry et al., ECCV 2018).
+    """Return 1/(T-1) sum_{i<T-1} (max_{t<T-1} `R[t][i]` - `R[T-1][i]`) (Chaudhry et al., ECCV 2018).
 
     May be negative. The maximum runs over every evaluation before the last task, also those made before task i was
     learnt where the run has them; the evaluations from task i on are required. None for one task or a joint run.
@@ -46,7 +46,7 @@ def forgetting_max_previous(matrix: Matrix) -> float | None:
 
 
 def forgetting_first(matrix: Matrix) -> float | None:
-    """Return 1/(T-1) sum_{i<T-1} (R[i][i] - R[T-1][i]): the drop since each task had just been learnt.
+    """Return 1/(T-1) sum_{i<T-1} (`R[i][i]` - `R[T-1][i]`): the drop since each task had just been learnt.
 
     May be negative. None for one task or a joint run.
     """
@@ -57,13 +57,13 @@ def forgetting_first(matrix: Matrix) -> float | None:
 
 
 def backward_transfer(matrix: Matrix) -> float | None:
-    """Return BWT = 1/(T-1) sum_{i<T-1} (R[T-1][i] - R[i][i]) = -forgetting_first (Lopez-Paz & Ranzato, 2017)."""
+    """Return BWT = 1/(T-1) sum_{i<T-1} (`R[T-1][i]` - `R[i][i]`) = -forgetting_first (Lopez-Paz & Ranzato, 2017)."""
     forgotten = forgetting_first(matrix)
     return None if forgotten is None else 0.0 - forgotten
 
 
 def forward_transfer(matrix: Matrix, untrained: Row | None) -> float | None:
-    """Return FWT = 1/(T-1) sum_{i>=1} (R[i-1][i] - untrained[i]) (Lopez-Paz & Ranzato, 2017).
+    """Return FWT = 1/(T-1) sum_{i>=1} (`R[i-1][i]` - untrained[i]) (Lopez-Paz & Ranzato, 2017).
 
     untrained: accuracy (0..1) of the same network on each task before any training. None for one task, a joint run,
     or a run that did not evaluate the tasks ahead.

@@ -118,7 +118,7 @@ AGAIN = "move it away and run it again"
 
 
 class Accuracy(Record):
-    """Accuracy matrices R[t][i]: on task i after task t, None where not evaluated. A joint run has one row.
+    """Accuracy matrices `R[t][i]`: on task i after task t, None where not evaluated. A joint run has one row.
 
     class_il is None for a method that is only defined in task-IL. untrained: the same network before training.
     """

@@ -38,14 +38,14 @@ def page(
 ) -> str:
     """Return the page. fixes: the corrections to apply together (all when none is given).
 
-    images: caption and name of each plot, whose PNG and SVG lie in `plots/`.
+    images: caption and name of each plot, whose PNG lies in `plots/`.
     """
     chosen = list(fixes) or claim.fixes
     parts = [
         f"# {harmless(claim.title)}",
         "\n".join(f"- {harmless(line)}" for line in verdict(claim, by_target, fixes)),
     ]
-    parts += [f"[![{plain(caption)}](plots/{link(name)}.png)](plots/{link(name)}.svg)" for caption, name in images]
+    parts += [f"![{plain(caption)}](plots/{link(name)}.png)" for caption, name in images]
     parts += [
         "## Published and recomputed",
         f"Source: {harmless(claim.source)}. MB = MiB = 2^20 bytes. "

@@ -1,4 +1,4 @@
-"""The plots of a section, as PNG and SVG; matplotlib is imported only when one is drawn.
+"""The plots of a section, as PNG; matplotlib is imported only when one is drawn.
 
 Every role has one colour in all plots (Okabe and Ito's palette, which colour-blind readers can tell apart).
 """
@@ -64,12 +64,11 @@ Kind = Literal["roles", "execution", "accuracy", "timeline", "process"]
 
 @dataclass(frozen=True)
 class Plot:
-    """One drawn plot. has_svg: an SVG lies beside the PNG under the same name."""
+    """One drawn plot."""
 
     kind: Kind
     caption: str
     png: Path
-    has_svg: bool = True
 
 
 def draw_section(whole: Section, folder: Path, progress: Callable[[str], None] | None = None) -> list[Plot]:
@@ -86,11 +85,9 @@ def draw_section(whole: Section, folder: Path, progress: Callable[[str], None] |
         if progress is not None:
             progress(caption)
         with plot_style():
-            # as an SVG a timeline is thousands of steps, three times its PNG
-            svg = kind != "timeline"
             stem = f"{slug}-{file_name(name)}"
             stem = stem if len(stem) <= LONGEST_STEM else file_name(stem)
-            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{stem}.png", svg), svg))
+            plots.append(Plot(kind, caption, save_figure(make(), folder / f"{stem}.png")))
 
     if section.measured:
         draw("roles", "roles", "Bytes by role at the peak of each method", partial(roles_figure, section))

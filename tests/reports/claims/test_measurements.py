@@ -225,7 +225,7 @@ def test_the_command_writes_the_page_and_needs_no_torch(tmp_path: Path, runs: li
     assert done.returncode == 0, done.stderr
     assert "Claimed: 6.16x" in done.stdout
     assert (tmp_path / "page" / "lightcl.md").read_text(encoding="utf-8").startswith("# LightCL")
-    assert (tmp_path / "page" / "plots" / "lightcl-cpu-ratio.svg").exists()
+    assert (tmp_path / "page" / "plots" / "lightcl-cpu-ratio.png").exists()
 
 
 def test_a_claim_s_name_and_words_stay_in_their_place(claim: Claim, runs: list[RunResult], tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from PIL import Image
 
 from clmem.reports.plots.figures import LARGEST_INCHES, new_figure, plot_style, save_figure
+from clmem.reports.plots.section import ROLE_COLOURS
 
 ROOT = Path(__file__).parents[3]
 DRAW = """
@@ -43,7 +45,7 @@ def drawn(folder: Path, here: Path, environment: dict[str, str]) -> dict[str, by
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     found = drawn(folder / "out", folder, {})
-    assert sorted(found) == ["drawn.png", "drawn.svg"]
+    assert list(found) == ["drawn.png"]
     return found
 
 
@@ -104,11 +106,26 @@ def test_text_of_others_is_drawn_as_it_stands(tmp_path: Path) -> None:
         figure, (axes,) = new_figure(2, 2)
         axes.set_title(r"a $\frac{ method^ & 100 % \undefined 日本")
         save_figure(figure, tmp_path / "drawn.png")
-    assert (tmp_path / "drawn.svg").stat().st_size > 1000
+    assert (tmp_path / "drawn.png").stat().st_size > 1000
 
 
 def test_a_figure_is_never_higher_than_can_be_drawn(tmp_path: Path) -> None:
     with plot_style():
         figure, _ = new_figure(1, 10**6)
         assert figure.get_figheight() == LARGEST_INCHES
-        save_figure(figure, tmp_path / "drawn.png", svg=False)
+        save_figure(figure, tmp_path / "drawn.png")
+
+
+def test_a_plot_keeps_its_colours_in_a_palette(tmp_path: Path) -> None:
+    colours = list(ROLE_COLOURS.values())
+    with plot_style():
+        figure, (axes,) = new_figure(8, 3)
+        axes.barh(range(len(colours)), range(1, len(colours) + 1), color=colours)
+        axes.set_xlabel("live at the peak (MiB)")
+        save_figure(figure, tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as image:
+        assert (image.format, image.mode) == ("PNG", "P")
+        found = [colour for _, colour in image.convert("RGB").getcolors() or []]
+    for colour in colours:
+        wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert min(max(abs(a - b) for a, b in zip(wanted, near, strict=True)) for near in found) <= 1, colour
