@@ -15,6 +15,7 @@ from clmem.bench.commands.pretrain import pretrain
 from clmem.bench.commands.probe import probe
 from clmem.bench.commands.report import report
 from clmem.bench.commands.run import run
+from clmem.bench.groups import grouped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +33,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 
 
 for command in (run, measure, predict, fit, report, claims, pretrain, probe):
-    app.command()(command)
+    app.command()(grouped(command))
 app.command(name="list")(list_)
 
 

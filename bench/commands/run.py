@@ -4,67 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from clmem.bench.commands.report import write_and_show
-from clmem.bench.options import (
-    SUITES,
-    AsJson,
-    BatchSize,
-    BudgetName,
-    BufferSize,
-    DataRoot,
-    Jobs,
-    Network,
-    Others,
-    ReplaySize,
-    Streams,
-    Target,
-    Weights,
-    Width,
-    is_sound,
-    make_sources,
-    path_option,
-    read_setting,
-)
-from clmem.bench.progress import Bars
+from clmem.bench.groups import SuiteOptions, make_sources
+from clmem.bench.options import DATA_ROOT, JOBS, OTHERS, SUITES, AsJson, is_sound, path_option, read_setting
 from clmem.harness.errors import UsageError, nearest
 from clmem.harness.files import expand
-from clmem.harness.runs.directory import Reuse, run_suite
-from clmem.harness.specs.run import Scalar, spec_errors
-from clmem.harness.specs.suite import MOST_NAMES, Suite, Variation, load_suite
 from clmem.harness.text import clean, some
+
+if TYPE_CHECKING:
+    from clmem.harness.runs.directory import Reuse
+    from clmem.harness.specs.run import Scalar
+    from clmem.harness.specs.suite import Suite, Variation
+
+MOST_SEEDS = 10_000
 
 
 def run(
+    options: SuiteOptions,
     suite: Annotated[
-        str, typer.Argument(help="A suite's name (see bench/suites) or the path of a suite file.")
+        str, typer.Argument(help="A suite's name (see `clmem list suites`) or the path of a suite file.")
     ] = "quick",
     methods: Annotated[list[str] | None, typer.Option("--method", help="Run only these methods (repeatable).")] = None,
-    streams: Streams = None,
-    network: Network = None,
-    width: Width = None,
-    weights: Weights = None,
-    target: Target = None,
-    batch_size: BatchSize = None,
-    buffer_size: BufferSize = None,
-    replay_size: ReplaySize = None,
-    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_NAMES, help="Number of seeds, 0 to N-1.")] = None,
-    executions: Annotated[
-        list[str] | None, typer.Option("--execution", help="How steps are carried out: plain, lean ... (repeatable).")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="Number of seeds, 0 to N-1.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
     ] = None,
     out: Annotated[Path | None, path_option(help="Results directory (default: results/SUITE).")] = None,
-    jobs: Jobs = None,
-    budget: BudgetName = None,
-    others: Others = None,
-    data_root: DataRoot = None,
+    jobs: Annotated[int | None, JOBS] = None,
+    others: Annotated[int | None, OTHERS] = None,
+    data_root: Annotated[Path | None, DATA_ROOT] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what crashed or timed out.")] = False,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Keep results that older code made; they are measured again otherwise.")
@@ -75,26 +47,22 @@ def run(
     """Run a suite and write its report. The same command completes what was interrupted."""
     if keep_old and fresh:
         raise UsageError("--keep-old keeps every result that is there and --fresh none; give one of them")
+    from clmem.harness.learning.registry import check_method
+    from clmem.harness.specs.suite import load_suite
+
     path = _suite_file(suite)
-    chosen = _override(
-        load_suite(path),
-        methods=methods,
-        streams=streams,
-        network=network,
-        width=width,
-        weights=None if weights is None else str(weights),
-        target=target,
-        budget=budget,
-        batch_size=batch_size,
-        buffer_size=buffer_size,
-        replay_size=replay_size,
-        executions=executions,
-        seeds=None if seeds is None else list(range(seeds)),
-    )
-    chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
+    changed = options.changed() | ({} if seeds is None else {"seeds": list(range(seeds))})
+    chosen = _override(load_suite(path), changed | ({} if methods is None else {"methods": methods}))
+    chosen = _override(chosen, {"config": _suite_settings(chosen, settings or [])})
+    for method in chosen.methods:
+        check_method(method)
     specs = chosen.specs()
     sources = make_sources(data_root, chosen.weights, others)
+    from rich.console import Console
+
+    from clmem.bench.progress import Bars
     from clmem.harness.runs.checks import check_spec
+    from clmem.harness.runs.directory import run_suite
 
     for spec in specs:
         check_spec(spec, sources)
@@ -127,8 +95,12 @@ def _suite_file(suite: str) -> Path:
     return SUITES / f"{suite}.toml"
 
 
-def _override(suite: Suite, **fields: Any) -> Suite:
-    changed = {key: value for key, value in fields.items() if value is not None}
+def _override(suite: Suite, changed: dict[str, Any]) -> Suite:
+    from pydantic import ValidationError
+
+    from clmem.harness.specs.run import spec_errors
+    from clmem.harness.specs.suite import Suite
+
     if "methods" in changed:
         for name in changed["methods"]:
             if name not in suite.methods:
