@@ -94,7 +94,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "suites"])
+@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "budgets", "suites", "claims"])
 def test_lists_are_readable_and_available_as_json(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +108,30 @@ def test_lists_are_readable_and_available_as_json(
     entries = json.loads(printed[1])
     assert entries
     assert all(name in printed[0] and description for name, description in entries.items())
-    assert max(map(len, printed[0].splitlines())) <= 110
+    assert max(map(len, printed[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list", "methods"),
+        ("list", "networks"),
+        ("measure", "derp"),
+        ("measure", "lightcl@releasd"),
+        ("predict", "derp"),
+        ("fit", "derp"),
+        ("run", "quick", "--method", "derp"),
+        ("probe", "--stream", "split-cifar11"),
+    ],
+    ids=" ".join,
+)
+def test_lists_and_wrong_names_never_import_torch(command: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {command!r}; sys.modules['torch'] = None; from clmem.bench.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if command[0] == "list" else 2), done.stderr
+    assert "torch" not in done.stderr
 
 
 def test_a_measurement_adds_up_to_the_byte_and_complains_of_nothing() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import clmem.bench.app
+from clmem.bench import app
 from clmem.bench.cli import ADVICE, main
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_an_end_that_clmem_did_not_ask_for_is_a_failure(
     def call(arguments: list[str]) -> int:
         raise SystemExit(code)
 
-    monkeypatch.setattr(clmem.bench.app, "call", call)
+    monkeypatch.setattr(app, "call", call)
     monkeypatch.setattr(sys, "argv", ["clmem", "list", "methods"])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -147,7 +147,7 @@ def test_broken_plug_ins_are_listed_with_their_reason_beside_the_others(tmp_path
     assert "No module named 'nowhere'" in entries["absent"]
     assert "there are 2 methods 'sgd'" in entries["sgd"]
     assert entries["mute"] == "(not described)"
-    assert entries["derpp"].startswith("Learn the batch")
+    assert entries["derpp"].startswith("Dark Experience Replay++")
     code, said = clmem("measure", "absent", PYTHONPATH=str(tmp_path))
     assert (code, said.count("\n")) == (2, 1)
 
