@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+import clmem
 from clmem.bench.commands.claims import claims
 from clmem.bench.commands.fit import fit
 from clmem.bench.commands.listing import list_
@@ -27,8 +28,19 @@ ABORT = typer.Abort
 """What typer makes of Ctrl-C."""
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"clmem {clmem.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 

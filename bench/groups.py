@@ -128,13 +128,16 @@ class MemoryOptions(LearningOptions):
     execution: Annotated[str, EXECUTION] = "plain"
     settings: Annotated[list[str] | None, SETTINGS] = None
 
-    def memory_spec(self, method: str, **values: Any) -> RunSpec:
-        """Return the spec of the method's memory run. values: its other fields. Raises UsageError."""
+    def memory_spec(self, method: str, config: Mapping[str, Scalar] | None = None, **values: Any) -> RunSpec:
+        """Return the spec of the method's memory run. values: its other fields. Raises UsageError.
+
+        config: the method's settings, on top of those that are read from the command line.
+        """
         return self.spec(
             method,
-            dict(read_setting(text) for text in self.settings or []),
+            {**dict(read_setting(text) for text in self.settings or []), **(config or {})},
             buffer_size=self.buffer_size,
-            replay_size=max(0, self.usual_replay_size()) if self.replay_size is None else self.replay_size,
+            replay_size=self.usual_replay_size() if self.replay_size is None else self.replay_size,
             target=self.target,
             execution=self.execution,
             measure="memory",
@@ -143,7 +146,8 @@ class MemoryOptions(LearningOptions):
 
     def usual_replay_size(self) -> int:
         """Return how many samples a step replays if that is not asked for."""
-        return min(self.batch_size, self.buffer_size)
+        sizes = [size for size in (self.batch_size, self.buffer_size) if isinstance(size, int)]  # a script may err
+        return max(0, min(sizes, default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +157,9 @@ class LimitedOptions(MemoryOptions):
     budget: Annotated[str | None, BUDGET] = None
     others: Annotated[int | None, OTHERS] = None
 
-    def memory_spec(self, method: str, **values: Any) -> RunSpec:
+    def memory_spec(self, method: str, config: Mapping[str, Scalar] | None = None, **values: Any) -> RunSpec:
         """Return the spec, with its budget."""
-        return super().memory_spec(method, budget=self.budget, **values)
+        return super().memory_spec(method, config, budget=self.budget, **values)
 
     def sources(self) -> Sources:
         """Return where files lie, and what a GPU may already hold."""
@@ -174,7 +178,7 @@ class FitOptions(LimitedOptions):
 
     def usual_replay_size(self) -> int:
         """Return the size of the buffer."""
-        return self.buffer_size
+        return max(0, self.buffer_size)
 
 
 @dataclass(frozen=True, kw_only=True)
