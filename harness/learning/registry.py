@@ -22,6 +22,7 @@ from clmem.harness.learning.descriptions import own_description
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec, spec_errors
+from clmem.harness.specs.techniques import LEAN
 from clmem.harness.text import clean
 
 if TYPE_CHECKING:
@@ -127,6 +128,15 @@ def method_config(spec: RunSpec) -> Method.Config:
         if isinstance(value, bool) and not isinstance(getattr(config, key), bool):  # pydantic takes true for 1
             raise UsageError(f"setting {key!r} of method {spec.method!r} is {value} but a number or text was expected")
     return config
+
+
+def check_execution(spec: RunSpec) -> None:
+    """Raise UsageError for `lean` if the method has no preset of that name: it would be run plainly."""
+    if LEAN in spec.execution.split(",") and not method_class(spec.method).lean:
+        raise UsageError(
+            f"method {spec.method!r} has no lean preset, so --execution {spec.execution} says nothing about it; name "
+            "techniques (`clmem list techniques`), for example --execution trunk_chunk=4, or set `lean` in its class"
+        )
 
 
 @lru_cache(maxsize=8)
