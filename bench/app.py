@@ -16,6 +16,7 @@ from clmem.bench.commands.pretrain import pretrain
 from clmem.bench.commands.probe import probe
 from clmem.bench.commands.report import report
 from clmem.bench.commands.run import run
+from clmem.bench.commands.show import show
 from clmem.bench.groups import grouped
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ def options(
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, predict, fit, report, claims, pretrain, probe):
+for command in (run, measure, predict, fit, report, claims, pretrain, probe, show):
     app.command()(grouped(command))
 app.command(name="list")(list_)
 

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import typer
 
 from clmem.bench.options import SUITES, AsJson
 
-COLUMNS = 80
-
 
 def list_(
     what: Annotated[
-        Literal["methods", "streams", "networks", "targets", "budgets", "suites", "claims"],
+        Literal["methods", "techniques", "streams", "networks", "targets", "budgets", "suites", "claims"],
         typer.Argument(help="What to list."),
     ],
     as_json: AsJson = False,
 ) -> None:
     """List what there is to choose from."""
+    from clmem.reports.terminal.lists import techniques_json, techniques_text, two_columns
+
+    if what == "techniques":
+        print(json.dumps(techniques_json(), indent=1) if as_json else techniques_text())
+        return
     entries = _LISTS[what]()
     print(json.dumps(entries, indent=1) if as_json else two_columns(entries))
-
-
-def two_columns(entries: Mapping[str, str]) -> str:
-    """Return names and descriptions side by side, in lines of at most 80 columns."""
-    from textwrap import fill
-
-    indent = " " * (max(map(len, entries)) + 2)
-    return "\n".join(
-        fill(description, COLUMNS, initial_indent=f"{name:{len(indent)}}", subsequent_indent=indent)
-        for name, description in entries.items()
-    )
 
 
 def _list_methods() -> dict[str, str]:
