@@ -11,6 +11,7 @@ from clmem.bench.commands.claims import claims
 from clmem.bench.commands.fit import fit
 from clmem.bench.commands.listing import list_
 from clmem.bench.commands.measure import measure
+from clmem.bench.commands.new_suite import new_suite
 from clmem.bench.commands.predict import predict
 from clmem.bench.commands.pretrain import pretrain
 from clmem.bench.commands.probe import probe
@@ -48,6 +49,7 @@ def options(
 for command in (run, measure, predict, fit, report, claims, pretrain, probe, show):
     app.command()(grouped(command))
 app.command(name="list")(list_)
+app.command(name="new-suite")(new_suite)
 
 
 def call(arguments: list[str]) -> int:

@@ -40,6 +40,7 @@ SPECIAL = {
         f"lr={'[' * 100_000}", f"lr={2**63}", "sgd.lr=Infinity", "sgd.=1", f"sgd.lr={LONG}", "lr\0=1",
     ),
 }  # fmt: skip
+SPECIAL["added"] = SPECIAL["method"]
 SPECIAL |= {"streams": SPECIAL["stream"], "executions": SPECIAL["execution"], "methods": SPECIAL["method"]}
 BEFORE: dict[str, list[str]] = {
     "measure": ["sgd", "--width", "1"],
