@@ -42,6 +42,7 @@ def probe(
     spec("sgd")  # what is wrong in it is said before torch is imported
     from rich.console import Console
 
+    from clmem.bench.progress import Steps
     from clmem.harness.answers.probe import probe as find
     from clmem.harness.learning.registry import method_config
     from clmem.reports.terminal.probes import probe_json, probe_table
@@ -52,11 +53,11 @@ def probe(
         name: spec("tail-sgd", lr=rate, boundary=name, trunk="first_task")
         for name in dict.fromkeys(boundary or BOUNDARIES)
     }
-    with Console(stderr=True).status("probing") as status:
+    with Steps(Console(stderr=True)) as steps:
         found = find(
             whole,
             frozen,
             options.sources(),
-            lambda what, now: status.update(f"{what}: task {now.task}, step {now.steps}"),
+            lambda what, now: steps.show(f"probing: {what}", f"task {now.task}, step {now.steps}"),
         )
     print(json.dumps(probe_json(found, whole), indent=1) if as_json else probe_table(found, whole))

@@ -144,9 +144,12 @@ def test_lists_and_wrong_names_never_import_torch(command: tuple[str, ...]) -> N
     assert "torch" not in done.stderr
 
 
-def test_a_measurement_adds_up_to_the_byte_and_complains_of_nothing() -> None:
+def test_a_measurement_adds_up_and_says_when_it_begins_and_ends() -> None:
     done = clmem("measure", "derpp", "--stream", "split-fashion-mini", "--width", "2", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    begins, ends = done.stderr.strip().splitlines()
+    assert begins.strip() == "begins: derpp on split-fashion-mini: memory"
+    assert ends.strip().startswith("1/1 derpp on split-fashion-mini: peak ")
+    assert done.returncode == 0
     measured = json.loads(done.stdout)
     assert sum(measured["at_peak"].values()) == measured["peak_bytes"] == measured["allocator"]["peak_bytes"]
     assert measured["observer_delta_bytes"] == 0
