@@ -6,15 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
+import clmem
 from clmem.bench.commands.claims import claims
 from clmem.bench.commands.fit import fit
 from clmem.bench.commands.listing import list_
 from clmem.bench.commands.measure import measure
+from clmem.bench.commands.new_suite import new_suite
 from clmem.bench.commands.predict import predict
 from clmem.bench.commands.pretrain import pretrain
 from clmem.bench.commands.probe import probe
 from clmem.bench.commands.report import report
 from clmem.bench.commands.run import run
+from clmem.bench.commands.show import show
+from clmem.bench.groups import grouped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,14 +30,26 @@ ABORT = typer.Abort
 """What typer makes of Ctrl-C."""
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"clmem {clmem.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
 
 
-for command in (run, measure, predict, fit, report, claims, pretrain, probe):
-    app.command()(command)
+for command in (run, measure, predict, fit, report, claims, pretrain, probe, show):
+    app.command()(grouped(command))
 app.command(name="list")(list_)
+app.command(name="new-suite")(new_suite)
 
 
 def call(arguments: list[str]) -> int:

@@ -102,6 +102,7 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        import clmem.harness.out_of_memory  # noqa: F401  afterwards there may be no memory to import it
         from clmem.bench.app import call
         from clmem.harness.errors import ClmemError, blame
 

@@ -34,7 +34,7 @@ from clmem.methods.parts.reservoir import Reservoir
 
 
 class DERpp(Method):
-    """Learn the batch, the logits of replayed samples and the labels of others."""
+    """Dark Experience Replay++: replays stored samples with their labels and with the logits they had when stored."""
 
     name = "derpp"
     uses_buffer = True

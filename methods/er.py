@@ -30,7 +30,7 @@ from clmem.methods.parts.reservoir import Reservoir
 
 
 class ER(Method):
-    """Learn the batch together with replayed samples."""
+    """Experience Replay: learns each batch together with samples from a replay buffer."""
 
     name = "er"
     uses_buffer = True

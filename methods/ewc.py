@@ -69,7 +69,7 @@ ALL = "all parameters"
 
 
 class EWC(Method):
-    """Learn the batch, held back where earlier tasks are sensitive."""
+    """Elastic Weight Consolidation (online): penalises changes to weights that earlier tasks depend on."""
 
     name = "ewc"
     checkpointed = ("fisher", "anchor")

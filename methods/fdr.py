@@ -41,7 +41,7 @@ from clmem.methods.parts.task_buffer import TaskBuffer
 
 
 class FDR(Method):
-    """Learn the batch, then go back to what the network used to say of replayed samples."""
+    """Function Distance Regularization: pulls the outputs on stored samples back to those at the end of their task."""
 
     name = "fdr"
     uses_buffer = True

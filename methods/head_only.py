@@ -21,7 +21,7 @@ from clmem.methods.tail_sgd import TailSGD
 
 
 class HeadOnly(TailSGD):
-    """Learn every batch as it comes, with the linear layer alone."""
+    """Control: trains only the last linear layer; the trunk before it is frozen."""
 
     name = "head-only"
     tuned = searched(lr=0.1)

@@ -20,7 +20,7 @@ from clmem.methods.parts.lean import WHOLE
 
 
 class Joint(Method):
-    """Learn all tasks at once."""
+    """Upper bound: trains on all tasks together, so it is not a continual learner."""
 
     name = "joint"
     joint = True

@@ -53,7 +53,7 @@ from clmem.methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
 
 
 class LightCL(Method):
-    """Learn the batch with the tail, holding the features of a few images in place."""
+    """LightCL: freezes the early layers and penalises changes to the features of a few images."""
 
     name = "lightcl"
     checkpointed: ClassVar[tuple[str, ...]] = ("memory", "features", "logits", "masks", "buffer", "weight_masks")

@@ -40,7 +40,7 @@ from clmem.methods.parts.lean import GROUPED_TAIL
 
 
 class LightCLSparse(LightCL):
-    """Learn like LightCL in the channels that were not pruned at the start."""
+    """LightCL with channel sparsity: prunes channels before the first task and learns with the others."""
 
     name = "lightcl-sparse"
     checkpointed = (*LightCL.checkpointed, "pruned")

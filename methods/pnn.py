@@ -43,7 +43,7 @@ from clmem.methods.parts.lean import WHOLE
 
 
 class PNN(Method):
-    """Learn every task with a new column beside the old ones."""
+    """Progressive Neural Networks: adds a new column for each task and keeps the older columns unchanged."""
 
     name = "pnn"
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})

@@ -19,7 +19,7 @@ from clmem.methods.parts.lean import WHOLE
 
 
 class SGD(Method):
-    """Learn every batch as it comes."""
+    """Lower bound: plain SGD (finetuning), with nothing against forgetting."""
 
     name = "sgd"
     tuned = searched(lr=0.03)

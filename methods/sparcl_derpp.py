@@ -29,7 +29,7 @@ from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLDERpp(SparCL):
-    """Learn what is left of the batch, and replayed logits and labels, under masks."""
+    """SparCL on DER++: trains with sparse weights, sparse gradients and fewer samples as a task goes on."""
 
     name = "sparcl-derpp"
     tuned = searched(lr=0.1, alpha=0.1)

@@ -39,7 +39,7 @@ from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLER(SparCL):
-    """Learn what is left of the batch together with replayed samples, under masks."""
+    """SparCL on ER: trains with sparse weights, sparse gradients and fewer samples as a task goes on."""
 
     name = "sparcl-er"
     tuned = searched(lr=0.06)

@@ -21,7 +21,7 @@ from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailER(ER):
-    """Learn the batch together with replayed samples, with the tail of the network."""
+    """Control: experience replay that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-er"
     tuned = searched(lr=0.06)

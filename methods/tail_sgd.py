@@ -20,7 +20,7 @@ from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailSGD(Method):
-    """Learn every batch as it comes, with the tail of the network."""
+    """Control: plain SGD that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-sgd"
     tuned = searched(lr=0.01)

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
 from clmem.harness.learning import registry
-from clmem.harness.learning.registry import method_class, method_config, method_names
+from clmem.harness.learning.descriptions import own_description, own_networks
+from clmem.harness.learning.registry import check_execution, method_class, method_config, method_names
+from clmem.harness.networks.resnet18 import NETWORKS
+from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec
 
 Install = Callable[..., None]
@@ -159,3 +162,24 @@ def test_settings_that_no_result_can_hold_are_one_sentence(setting: str, said: s
     install({"vast.py": source}, {"good": "vast:Good"})
     with pytest.raises(UsageError, match=f"settings of method 'good' cannot stand in a result: .*{said}"):
         method_config(RunSpec(method="good"))
+
+
+@pytest.mark.parametrize("name", sorted(own_methods()))
+def test_a_file_says_of_its_method_what_the_class_says(name: str) -> None:
+    said, cls = own_description(name), method_class(name)
+    assert said is not None
+    assert said.headline == str(cls.__doc__).partition("\n")[0]
+    assert said.presets == cls.presets
+
+
+def test_files_say_of_networks_what_the_import_says() -> None:
+    assert own_networks() == NETWORKS
+
+
+@pytest.mark.parametrize("execution", ["lean", "lean,trunk_chunk=8"])
+def test_lean_is_refused_for_a_method_without_a_preset(execution: str, install: Install) -> None:
+    install({"heavy.py": GOOD + "    lean = {}\n"}, {"good": "heavy:Good"})
+    check_execution(RunSpec(method="good", execution="trunk_chunk=8"))
+    check_execution(RunSpec(method="sgd", execution=execution))
+    with pytest.raises(UsageError, match=f"method 'good' has no lean preset, so --execution {execution} says nothing"):
+        check_execution(RunSpec(method="good", execution=execution))
