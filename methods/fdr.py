@@ -35,8 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term
 from clmem.methods.parts.task_buffer import TaskBuffer
 
 
@@ -46,8 +45,6 @@ class FDR(Method):
     name = "fdr"
     uses_buffer = True
     checkpointed = ("buffer",)
-    tuned = searched(lr=0.03, alpha=1.0)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -15,8 +15,7 @@ from functools import partial
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, Step, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Step, Term
 
 
 class Joint(Method):
@@ -24,8 +23,6 @@ class Joint(Method):
 
     name = "joint"
     joint = True
-    tuned = searched(lr=0.06)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

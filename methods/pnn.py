@@ -37,9 +37,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term
 from clmem.methods.parts.columns import Column
-from clmem.methods.parts.lean import WHOLE
 
 
 class PNN(Method):
@@ -48,8 +47,6 @@ class PNN(Method):
     name = "pnn"
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
-    tuned = searched(lr=0.1)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

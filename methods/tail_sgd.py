@@ -14,8 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, MethodContext, Step, Task, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Step, Task, Term
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
@@ -23,8 +22,6 @@ class TailSGD(Method):
     """Control: plain SGD that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-sgd"
-    tuned = searched(lr=0.01)
-    lean = WHOLE
 
     class Config(TailConfig):
         """Hyper-parameters."""

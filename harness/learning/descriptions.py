@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from clmem.harness.errors import UsageError
+from clmem.harness.files import read_toml
 from clmem.harness.results.source import OWN_METHODS
 
 
@@ -22,15 +23,16 @@ class Description:
 
 
 def own_description(name: str) -> Description | None:
-    """Return what the file of one of our methods says of it; None where only importing it tells."""
-    module = f"{OWN_METHODS}.{name.replace('-', '_')}"
+    """Return what the files of one of our methods say of it; None where only importing it tells.
+
+    That is a method without a data file, whose presets may be inherited.
+    """
     try:
-        for node in _tree(module).body:
+        for node in ast.parse(_file(f"{name.replace('-', '_')}.py").read_bytes()).body:
             if isinstance(node, ast.ClassDef) and _assigned(node, "name") == name:
                 headline = (ast.get_docstring(node) or "").partition("\n")[0]
-                presets = next(_inherited(module, node, "presets"), {})
-                return Description(headline, presets) if isinstance(presets, dict) else None
-    except (OSError, SyntaxError, ValueError):  # a value that is no literal is computed by the import
+                return Description(headline, read_toml(_file(f"{name}.toml")).get("presets", {}))
+    except (OSError, SyntaxError, ValueError, UsageError):
         return None
     return None
 
@@ -48,28 +50,6 @@ def own_networks() -> dict[str, str]:
     return NETWORKS
 
 
-def _inherited(module: str, node: ast.ClassDef, attribute: str) -> Iterator[object]:
-    """Yield the values of a class's attribute, the class's own first, then those of its bases in our files."""
-    own = _assigned(node, attribute)
-    if own is not None:
-        yield own
-    for base in node.bases:
-        if isinstance(base, ast.Name):
-            for place, other in _defined(module, base.id):
-                yield from _inherited(place, other, attribute)
-
-
-def _defined(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
-    """Yield the class that a name stands for in a module, with the module that defines it."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            yield module, node
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{OWN_METHODS}."):
-            for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    yield from _defined(str(node.module), alias.name)
-
-
 def _assigned(node: ast.ClassDef, attribute: str) -> object:
     """Return the literal that a class body assigns to a name, None if it assigns none. Raises ValueError if no literal
     is assigned.
@@ -82,8 +62,5 @@ def _assigned(node: ast.ClassDef, attribute: str) -> object:
     return None
 
 
-@cache
-def _tree(module: str) -> ast.Module:
-    package = import_module(OWN_METHODS)
-    inner = module.removeprefix(f"{OWN_METHODS}.").replace(".", "/")
-    return ast.parse(Path(package.__path__[0], f"{inner}.py").read_bytes())
+def _file(name: str) -> Path:
+    return Path(import_module(OWN_METHODS).__path__[0], name)

@@ -183,3 +183,30 @@ def test_lean_is_refused_for_a_method_without_a_preset(execution: str, install: 
     check_execution(RunSpec(method="sgd", execution=execution))
     with pytest.raises(UsageError, match=f"method 'good' has no lean preset, so --execution {execution} says nothing"):
         check_execution(RunSpec(method="good", execution=execution))
+
+
+def test_a_method_takes_its_data_from_a_file_beside_it(install: Install) -> None:
+    data = "[lean]\nconv_slice = 2\n[tuned.split-cifar10]\nlr = 0.5\n[presets.fast]\nlr = 1.0\n"
+    install({"good_plugin.py": GOOD, "good.toml": data}, {"good": "good_plugin:Good"})
+    found = method_class("good")
+    assert found.lean == {"conv_slice": 2}
+    assert method_config(RunSpec(method="good", stream="split-cifar10")).lr == 0.5
+    assert method_config(RunSpec(method="good@fast")).lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "said"),
+    [
+        ("", "[tune]\nlr = 1\n", "'tune', which is none of tuned, presets, lean"),
+        ("    lean = {}\n", "[lean]\n", "'lean', which stands in the class already"),
+        ("", "[lean\n", "TOMLDecodeError"),
+    ],
+)
+def test_a_wrong_data_file_is_one_sentence(code: str, data: str, said: str, install: Install) -> None:
+    install({"good_plugin.py": GOOD + code, "good.toml": data}, {"good": "good_plugin:Good"})
+    assert said in refusal("good")
+
+
+def test_the_data_of_a_base_class_reaches_its_subclasses() -> None:
+    assert method_class("tail-er").lean
+    assert method_class("sparcl-er").presets == {"released": {"masks": "float32"}}
