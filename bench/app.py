@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,6 @@ from clmem.bench.groups import grouped
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which recent versions of typer carry inside
@@ -43,7 +43,14 @@ def options(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver."""
+    """Measure, to the byte, what continual-learning methods hold in memory, beside what they deliver.
+
+    Begin with `clmem list methods` and `clmem measure er`.
+
+    `clmem COMMAND --help` explains a command.
+
+    `clmem --install-completion` lets your shell complete commands, options and names.
+    """
 
 
 for command in (run, measure, predict, fit, report, claims, pretrain, probe, show):
@@ -54,7 +61,18 @@ app.command(name="new-suite")(new_suite)
 
 def call(arguments: list[str]) -> int:
     """Call the command that the arguments name; return its exit code. Raises whatever goes wrong in it."""
-    return app(arguments, standalone_mode=False) or 0
+    try:
+        return app(arguments, prog_name="clmem", standalone_mode=False) or 0
+    except SystemExit as error:
+        if not _completes(arguments):
+            raise
+        return int(error.code or 0)
+
+
+def _completes(arguments: list[str]) -> bool:
+    """Say whether a shell asks for completions or for its script, which typer ends by SystemExit."""
+    asked = any(argument.startswith(("--show-completion", "--install-completion")) for argument in arguments[:1])
+    return asked or "_CLMEM_COMPLETE" in os.environ
 
 
 def usage_sentence(error: BaseException) -> str | None:

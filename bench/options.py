@@ -47,8 +47,22 @@ def path_argument(help: str) -> Any:
     return typer.Argument(help=help, parser=named_path, metavar="PATH")
 
 
-METHOD: Any = typer.Argument(help="Method; see `clmem list methods`.")
-STREAM: Any = typer.Option(help="Stream; see `clmem list streams`.")
+def complete_method(incomplete: str) -> list[str]:
+    """Return the methods that begin like this, for a shell."""
+    from clmem.harness.learning.registry import method_names
+
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def complete_stream(incomplete: str) -> list[str]:
+    """Return the streams that begin like this, for a shell."""
+    from clmem.harness.streams import STREAMS
+
+    return [name for name in STREAMS if name.startswith(incomplete)]
+
+
+METHOD: Any = typer.Argument(help="Method; see `clmem list methods`.", autocompletion=complete_method)
+STREAM: Any = typer.Option(help="Stream; see `clmem list streams`.", autocompletion=complete_stream)
 NETWORK: Any = typer.Option(help="Network; see `clmem list networks`.")
 WIDTH: Any = typer.Option(help="Channels of the network's first stage (64 is standard).")
 TARGET: Any = typer.Option(help="Where to measure; see `clmem list targets`.")

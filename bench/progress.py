@@ -33,11 +33,12 @@ class TimeLeft(ProgressColumn):
     """About how long the rest takes, if runs take as long as those that are done; empty before the first is."""
 
     def render(self, task: Task) -> Text:
-        """Return the time in minutes and seconds, or hours."""
-        if not task.total or not task.completed or task.completed >= task.total:
+        """Return the time, counted down from when the last run was done (the task's field `at`, in seconds)."""
+        at = task.fields.get("at")
+        if at is None or not task.total or not task.completed:
             return Text("")
-        left = (task.elapsed or 0.0) / task.completed * (task.total - task.completed)
-        return Text(f"about {duration(left)} left")
+        left = at / task.completed * (task.total - task.completed) - ((task.elapsed or at) - at)
+        return Text(f"about {duration(left)} left" if left > 0 else "")
 
 
 def duration(seconds: float) -> str:
@@ -88,7 +89,8 @@ class Bars(Watcher):
 
     def run_done(self, result: RunResult, done: int, total: int) -> None:
         """Move the bar and print one line about the run."""
-        self._progress.update(self._runs, completed=done, total=total)
+        elapsed = self._progress.tasks[0].elapsed  # of the bar for all runs, the first that was added
+        self._progress.update(self._runs, completed=done, total=total, at=elapsed)
         if self._announce:
             self._print(f"{done:3d}/{total} {summary(result)}")
             for note in result.notes:

@@ -40,8 +40,9 @@ def load(path: Path) -> Suite:
 
 def which(suite: Suite, methods: list[str]) -> str:
     """Say which suite is run when none is named, and what of it."""
-    what = f"{clean(some(methods))} under the conditions of {USUAL}" if methods else USUAL
-    return f"clmem: no suite is named, so this runs {what} ({suite.title})"
+    if methods:
+        return f"clmem: no suite is named, so {clean(some(methods))} run under the conditions of the suite {USUAL}"
+    return f"clmem: no suite is named, so this runs {USUAL}: {suite.title}"
 
 
 def only_methods(suite: Suite, methods: list[str]) -> Suite:

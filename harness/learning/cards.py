@@ -54,7 +54,7 @@ def method_card(name: str) -> MethodCard:
     paragraphs = _paragraphs(sys.modules[cls.__module__].__doc__ or "")
     settings = {
         key: Setting(
-            default=preset.get(key, field.get_default(call_default_factory=True)),
+            default=preset.get(key, None if field.is_required() else field.get_default(call_default_factory=True)),
             meaning=clean(field.description or "", LONGEST),
             allowed=allowed(field),
         )

@@ -8,33 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 from clmem.harness.specs.fields import allowed, choices, shown
 from clmem.harness.specs.techniques import INEXACT, Techniques
+from clmem.harness.text import clean
 
 if TYPE_CHECKING:
     from clmem.harness.learning.cards import MethodCard
 
 COLUMNS = 80
+LONGEST_NAME = 32
+"""Characters of a name beside which there is room for a description."""
+LONGEST_VALUE = 60
+"""Characters of a setting's value; those of other packages may be longer."""
 
 
 def two_columns(entries: Mapping[str, str], margin: str = "") -> str:
-    """Return names and their descriptions side by side."""
-    indent = margin + " " * (max(map(len, entries)) + 2)
-    return "\n".join(
-        fill(
-            description,
-            COLUMNS,
-            initial_indent=f"{margin}{name}".ljust(len(indent)),
-            subsequent_indent=indent,
-            break_on_hyphens=False,
-        )
-        or f"{margin}{name}"
-        for name, description in entries.items()
-    )
+    """Return names and their descriptions side by side; a description stands below a name that is very long."""
+    indent = margin + " " * (min(max(map(len, entries)), LONGEST_NAME) + 2)
+    lines = []
+    for name, description in entries.items():
+        first = f"{margin}{name}".ljust(len(indent))
+        if len(first) > len(indent):
+            lines.append(first)
+            first = indent
+        lines.append(_filled(description, first, indent) or first.rstrip())
+    return "\n".join(lines)
 
 
 def method_text(card: MethodCard) -> str:
     """Return everything there is to know of a method."""
     settings = {
-        f"{name}={shown(setting.default)}": _setting_text(setting.meaning, setting.allowed)
+        f"{name}={_value(setting.default)}": _setting_text(setting.meaning, setting.allowed)
         for name, setting in card.settings.items()
     }
     parts = [
@@ -92,7 +94,11 @@ def techniques_json() -> dict[str, dict[str, Any]]:
 
 
 def _values(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
+    return ", ".join(f"{name}={_value(value)}" for name, value in settings.items())
+
+
+def _value(value: object) -> str:
+    return clean(shown(value), LONGEST_VALUE)
 
 
 def _filled(text: str, first: str = "  ", later: str = "  ") -> str:

@@ -6,8 +6,9 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from clmem.bench.progress import Bars, Steps, duration
+from clmem.bench.progress import Bars, Steps, TimeLeft, duration
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs.runner import Present
 from clmem.harness.specs.run import RunSpec
@@ -98,7 +99,19 @@ def test_a_terminal_shows_bars_and_the_time_left_and_no_lines_of_begin() -> None
         bars._progress.refresh()
     assert "begins:" not in out.getvalue()
     assert "sgd truth: task 0 step" in out.getvalue()
-    assert "about 0 s left" in out.getvalue()
+
+
+def test_the_time_left_counts_down_from_the_last_run() -> None:
+    clock = [0.0]
+    progress = Progress(TimeLeft(), get_time=lambda: clock[0])
+    number = progress.add_task("", total=4)
+    left = []
+    for now, done in ((0, 0), (100, 1), (160, 1), (200, 2), (350, 2), (500, 2), (600, 4)):
+        clock[0] = now
+        if done and done != progress.tasks[0].completed:
+            progress.update(number, completed=done, at=progress.tasks[0].elapsed)
+        left.append(str(TimeLeft().render(progress.tasks[0])))
+    assert left == ["", "about 5 min left", "about 4 min left", "about 3 min left", "about 50 s left", "", ""]
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2.0 h")])

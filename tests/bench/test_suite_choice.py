@@ -50,7 +50,7 @@ def test_without_a_suite_any_methods_run_under_quicks_conditions(
     quick = load_suite(SUITES / "quick.toml")
     assert suite == quick.model_copy(update={"methods": ["pnn", "er"]})
     assert directory == Path("results/quick-pnn+er")
-    assert "no suite is named, so this runs pnn, er under the conditions of quick (" in capsys.readouterr().err
+    assert "no suite is named, so pnn, er run under the conditions of the suite quick" in capsys.readouterr().err
 
 
 def test_without_suite_and_methods_quick_runs_and_is_named(
@@ -58,7 +58,7 @@ def test_without_suite_and_methods_quick_runs_and_is_named(
 ) -> None:
     assert call(monkeypatch, "run") == 1
     assert asked[0] == (load_suite(SUITES / "quick.toml"), Path("results/quick"))
-    assert "no suite is named, so this runs quick (" in capsys.readouterr().err
+    assert "no suite is named, so this runs quick: " in capsys.readouterr().err
 
 
 def test_a_method_is_added_to_those_chosen_of_a_named_suite(

@@ -90,6 +90,19 @@ def test_an_end_that_clmem_did_not_ask_for_is_a_failure(
     assert "SystemExit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("clmem me", "measure"), ("clmem show der", "derpp"), ("clmem probe --stream split-t", "split-tinyimagenet")],
+)
+def test_a_shell_completes_commands_methods_and_streams(words: str, completed: str) -> None:
+    asked = {"_CLMEM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert clmem(shell=f'test "$("$@")" = {completed}', **asked) == (0, "")
+
+
+def test_the_script_for_a_shell_is_printed_and_no_failure() -> None:
+    assert clmem("--show-completion", shell='"$@" | grep -q _CLMEM_COMPLETE') == (0, "")
+
+
 def test_a_closed_terminal_gets_no_error_on_stdout() -> None:
     code, _ = clmem("list", "targets", "extra", shell='test -z "$("$@" 2>&-)"')
     assert code == 0

@@ -78,3 +78,17 @@ def test_a_method_that_says_nothing_of_itself_has_a_card() -> None:
 
 def test_a_name_without_a_description_keeps_its_line() -> None:
     assert two_columns({"a": "", "long": "text"}).splitlines() == ["a", "long  text"]
+
+
+def test_a_description_stands_below_a_very_long_name() -> None:
+    text = two_columns({"x" * 70: "word " * 30, "short": "text"})
+    assert widest(text) <= 80
+    assert text.splitlines()[0] == "x" * 70
+    assert text.splitlines()[-1] == f"{'short':34}text"
+
+
+def test_a_card_shows_odd_defaults_on_one_line() -> None:
+    settings = {"order": Setting(list(range(1000)), "\x1b[31m", ""), "text": Setting("a\nb", "", "")}
+    text = method_text(MethodCard("odd", "", "", settings, {}, {}, {}, {}, []))
+    assert "text=a b" in text
+    assert widest(text) <= 100
