@@ -1,24 +1,19 @@
 """The one place where methods are looked up by name: the files of `methods/`, and other packages' entry points.
 
 A file `methods/my_idea.py` holds the class whose `name` is `my-idea`. Another package adds its own with an entry point
-in the group `clmem.methods`. Nothing is imported before it is asked for, and what cannot be imported stops nobody else.
+in the group `clmem.methods` (`harness/plugins.py`).
 """
 
 from __future__ import annotations
 
 import importlib
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
-from importlib.metadata import EntryPoint, distributions, entry_points
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from clmem.harness.errors import UsageError, blame, nearest
-from clmem.harness.output import printing_to_stderr
+from clmem.harness.plugins import Plugins
 from clmem.harness.results.record import described
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec, spec_errors
@@ -27,14 +22,10 @@ from clmem.harness.text import clean
 if TYPE_CHECKING:
     from clmem.methods.base import Method
 
-GROUP = "clmem.methods"
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
-"""A method's name: it stands in names of files, and before the `@` of a preset."""
-
 
 def method_names() -> list[str]:
     """Return the names of every method that is installed, sorted, also of those that cannot be used."""
-    return sorted({*own_methods(), *_others(tuple(sys.path))})
+    return METHODS.names()
 
 
 def method_class(name: str) -> type[Method]:
@@ -44,7 +35,7 @@ def method_class(name: str) -> type[Method]:
     cannot be imported or is no method.
     """
     name, at, preset = name.partition("@")
-    found = _class(name)
+    found = _checked(*METHODS.find(name), name)
     if at and preset not in found.presets:
         known = f"its presets are {', '.join(map(repr, found.presets))}" if found.presets else "it has none"
         raise UsageError(f"method {name!r} has no preset {clean(preset, 80)!r}: {known}")
@@ -79,59 +70,8 @@ def method_config(spec: RunSpec) -> Method.Config:
     return config
 
 
-@lru_cache(maxsize=8)
-def _others(search_path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points of other packages by the method's name; reading what is installed takes milliseconds."""
-    found: dict[str, dict[str, EntryPoint]] = {}
-    for entry in _entries():
-        found.setdefault(entry.name, {})[entry.value] = entry
-    return {name: tuple(entries.values()) for name, entries in found.items()}
-
-
-def _entries() -> Iterator[EntryPoint]:
-    try:
-        yield from entry_points(group=GROUP)
-    except Exception:  # one package's list cannot be read, which is no reason to do without the others
-        for package in distributions():
-            try:
-                yield from package.entry_points.select(group=GROUP)
-            except Exception:
-                continue
-
-
-def _class(name: str) -> type[Method]:
-    entries, own = _others(tuple(sys.path)).get(name, ()), name in own_methods()
-    if not entries and not own:
-        raise UsageError(f"there is no method {clean(name, 80)!r}: {nearest(name, method_names())}")
-    if len(entries) + own > 1:
-        places = [*(["clmem itself"] if own else []), *(repr(entry.value) for entry in entries)]
-        raise UsageError(
-            f"there are {len(places)} methods {name!r} ({' and '.join(places)}); give the entry point of the plug-in "
-            "another name, or uninstall it"
-        )
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"the plug-in {entries[0].value!r} calls its method {clean(name, 80)!r}, which is no name; "
-            "give its entry point one of letters, digits, dots and dashes"
-        )
-    place = entries[0].value if entries else f"methods/{name.replace('-', '_')}.py"
-    with _importing(name, place):
-        found: Any = entries[0].load() if entries else _in_file(name)
-    return _checked(found, name, place)
-
-
-@contextmanager
-def _importing(name: str, place: str) -> Iterator[None]:
-    """Import a method's code: what it prints is no result, and what it raises becomes one sentence."""
-    try:
-        with printing_to_stderr():
-            yield
-    except (KeyboardInterrupt, UsageError):
-        raise
-    except BaseException as error:  # such as SystemExit
-        raise UsageError(
-            f"method {name!r} cannot be imported from {place!r} ({blame(error)}); mend it, or uninstall its package"
-        ) from error
+def _places() -> dict[str, str]:
+    return {name: f"methods/{name.replace('-', '_')}.py" for name in own_methods()}
 
 
 def _in_file(name: str) -> type:
@@ -142,7 +82,10 @@ def _in_file(name: str) -> type:
     raise UsageError(f"{module.__file__} holds no subclass of Method with name = {name!r}; give the class that name")
 
 
-def _checked(found: Any, name: str, place: str) -> type[Method]:
+METHODS = Plugins("method", "clmem.methods", own=_places, load=_in_file)
+
+
+def _checked(found: Any, place: str, name: str) -> type[Method]:
     """Return what was found under a method's name. Raises UsageError if it does not have the form of a method."""
     from clmem.methods.base import Method
 
