@@ -1,25 +1,21 @@
 """The one place where methods are looked up by name: the files of `methods/`, and other packages' entry points.
 
 A file `methods/my_idea.py` holds the class whose `name` is `my-idea`. Another package adds its own with an entry point
-in the group `clmem.methods`. Nothing is imported before it is asked for, and what cannot be imported stops nobody else.
+in the group `clmem.methods` (`harness/plugins.py`).
 """
 
 from __future__ import annotations
 
 import importlib
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
-from importlib.metadata import EntryPoint, distributions, entry_points
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from clmem.harness.errors import UsageError, blame, nearest
 from clmem.harness.learning.descriptions import own_description
-from clmem.harness.output import printing_to_stderr
+from clmem.harness.plugins import Plugins
+from clmem.harness.results.record import described
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec, spec_errors
 from clmem.harness.specs.techniques import LEAN
@@ -30,14 +26,11 @@ if TYPE_CHECKING:
 
 LONGEST_HEADLINE = 200
 """Characters of a method's description in a list."""
-GROUP = "clmem.methods"
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
-"""A method's name: it stands in names of files, and before the `@` of a preset."""
 
 
 def method_names() -> list[str]:
     """Return the names of every method that is installed, sorted, also of those that cannot be used."""
-    return sorted({*own_methods(), *_others(tuple(sys.path))})
+    return METHODS.names()
 
 
 def method_class(name: str) -> type[Method]:
@@ -47,7 +40,7 @@ def method_class(name: str) -> type[Method]:
     cannot be imported or is no method.
     """
     name, at, preset = name.partition("@")
-    found = _class(name)
+    found = _checked(*METHODS.find(name), name)
     if at:
         _check_preset(name, preset, found.presets)
     return found
@@ -65,7 +58,7 @@ def check_method(name: str) -> None:
     What only importing tells, such as the presets of another package's method, is left to `method_class`.
     """
     name, at, preset = name.partition("@")
-    entry = _found(name)
+    entry = METHODS.entry(name)
     if entry is None and at:
         own = own_description(name)
         if own is not None:
@@ -93,7 +86,7 @@ def method_entries() -> dict[str, str]:
 
 def _described(name: str) -> tuple[str, Mapping[str, Mapping[str, object]]]:
     """Return the first line of a method's description, empty where there is none, and its presets."""
-    own = own_description(name) if _found(name) is None else None
+    own = own_description(name) if METHODS.entry(name) is None else None
     if own is not None:
         return own.headline, own.presets
     cls = method_class(name)
@@ -118,7 +111,6 @@ def method_config(spec: RunSpec) -> Method.Config:
         raise UsageError(f"settings of method {spec.method!r} are wrong: {spec_errors(error, known)}") from error
     except Exception as error:
         raise UsageError(f"method {spec.method!r} cannot read its settings: {blame(error)}") from error
-    from clmem.harness.results.record import described  # slow to import, and names are checked without it
 
     try:
         described(config.model_dump(mode="json"))
@@ -139,68 +131,8 @@ def check_execution(spec: RunSpec) -> None:
         )
 
 
-@lru_cache(maxsize=8)
-def _others(search_path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points of other packages by the method's name; reading what is installed takes milliseconds."""
-    found: dict[str, dict[str, EntryPoint]] = {}
-    for entry in _entries():
-        found.setdefault(entry.name, {})[entry.value] = entry
-    return {name: tuple(entries.values()) for name, entries in found.items()}
-
-
-def _entries() -> Iterator[EntryPoint]:
-    try:
-        yield from entry_points(group=GROUP)
-    except Exception:  # one package's list cannot be read, which is no reason to do without the others
-        for package in distributions():
-            try:
-                yield from package.entry_points.select(group=GROUP)
-            except Exception:
-                continue
-
-
-def _found(name: str) -> EntryPoint | None:
-    """Return the entry point of another package's method, None for one of ours.
-
-    Raises UsageError for a name that does not exist, is no name, or is shared by two methods.
-    """
-    entries, own = _others(tuple(sys.path)).get(name, ()), name in own_methods()
-    if not entries and not own:
-        raise UsageError(f"there is no method {clean(name, 80)!r}: {nearest(name, method_names())}")
-    if len(entries) + own > 1:
-        places = [*(["clmem itself"] if own else []), *(repr(entry.value) for entry in entries)]
-        raise UsageError(
-            f"there are {len(places)} methods {name!r} ({' and '.join(places)}); give the entry point of the plug-in "
-            "another name, or uninstall it"
-        )
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"the plug-in {entries[0].value!r} calls its method {clean(name, 80)!r}, which is no name; "
-            "give its entry point one of letters, digits, dots and dashes"
-        )
-    return entries[0] if entries else None
-
-
-def _class(name: str) -> type[Method]:
-    entry = _found(name)
-    place = f"methods/{name.replace('-', '_')}.py" if entry is None else entry.value
-    with _importing(name, place):
-        found: Any = _in_file(name) if entry is None else entry.load()
-    return _checked(found, name, place)
-
-
-@contextmanager
-def _importing(name: str, place: str) -> Iterator[None]:
-    """Import a method's code: what it prints is no result, and what it raises becomes one sentence."""
-    try:
-        with printing_to_stderr():
-            yield
-    except (KeyboardInterrupt, UsageError):
-        raise
-    except BaseException as error:  # such as SystemExit
-        raise UsageError(
-            f"method {name!r} cannot be imported from {place!r} ({blame(error)}); mend it, or uninstall its package"
-        ) from error
+def _places() -> dict[str, str]:
+    return {name: f"methods/{name.replace('-', '_')}.py" for name in own_methods()}
 
 
 def _in_file(name: str) -> type:
@@ -211,7 +143,10 @@ def _in_file(name: str) -> type:
     raise UsageError(f"{module.__file__} holds no subclass of Method with name = {name!r}; give the class that name")
 
 
-def _checked(found: Any, name: str, place: str) -> type[Method]:
+METHODS = Plugins("method", "clmem.methods", own=_places, load=_in_file)
+
+
+def _checked(found: Any, place: str, name: str) -> type[Method]:
     """Return what was found under a method's name. Raises UsageError if it does not have the form of a method."""
     from clmem.methods.base import Method
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clmem.harness import plugins
 from clmem.harness.errors import UsageError
-from clmem.harness.learning import registry
 from clmem.harness.learning.descriptions import own_description, own_networks
 from clmem.harness.learning.registry import check_execution, method_class, method_config, method_names
 from clmem.harness.networks.resnet18 import NETWORKS
@@ -112,7 +112,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(name: str) -> None:
 
 def test_packages_are_read_once_however_many_names_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
-    reading = registry.distributions
+    reading = plugins.distributions
 
     def counted(**options: str) -> Iterator[metadata.Distribution]:
         nonlocal read
@@ -122,13 +122,13 @@ def test_packages_are_read_once_however_many_names_are_looked_up(monkeypatch: py
     def unreadable(**options: str) -> None:
         raise ValueError
 
-    monkeypatch.setattr(registry, "entry_points", unreadable)
-    monkeypatch.setattr(registry, "distributions", counted)
-    registry._others.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", unreadable)
+    monkeypatch.setattr(plugins, "distributions", counted)
+    plugins.entries_by_name.cache_clear()
     for _ in range(100):
         method_names()
         method_class("derpp")
-    registry._others.cache_clear()
+    plugins.entries_by_name.cache_clear()
     assert read == 1
 
 
