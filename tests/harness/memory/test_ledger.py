@@ -273,6 +273,23 @@ def test_what_a_phase_made_and_nobody_claims_is_found_when_a_backward_begins(scr
     assert sum(held.values()) == max(expected, default=0)
 
 
+def test_only_large_blocks_are_said_to_be_held_into_a_backward() -> None:
+    script = Script()
+    script.allocate(0x10, 100_000, "aten::older")  # undeclared state, which is told elsewhere
+    start = script.mark()
+    script.allocate(0x20, 65_535, "aten::small")
+    script.allocate(0x30, 65_536, "aten::large")
+    script.allocate(0x40, 70_000, "aten::claimed")
+    script.observe(0x40, "input")
+    script.allocate(0x50, 80_000, "aten::large")
+    script.records.backwards.append(script.mark())
+    script.release(0x50)
+    script.records.backwards.append(script.mark())
+    script.phase(start)
+    held = join(script.log, script.records).footprint.held_into_backward
+    assert held == {"aten::large": 65_536 + 80_000}
+
+
 @given(st.permutations(OBSERVABLE), st.integers(2, len(OBSERVABLE)))
 def test_of_several_claims_in_one_look_the_first_wins(order: list[str], claims: int) -> None:
     script = Script()
