@@ -38,8 +38,9 @@ def clmem(*arguments: str | bytes, flags: tuple[str, ...] = (), shell: str = "",
     return done.returncode, said
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    assert clmem("list", "methods", shell='"$@" | head -c 0; exit ${PIPESTATUS[0]}') == (141, "")
+@pytest.mark.parametrize("command", [("list", "methods"), ("run", "--help")], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(command: tuple[str, ...]) -> None:
+    assert clmem(*command, shell='"$@" | head -c 0; exit ${PIPESTATUS[0]}') == (141, "")
 
 
 @pytest.mark.parametrize(
