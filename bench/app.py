@@ -64,6 +64,8 @@ def call(arguments: list[str]) -> int:
     try:
         return app(arguments, prog_name="clmem", standalone_mode=False) or 0
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what rich and typer make of a reader that has gone
+            raise error.__context__ from None
         if not _completes(arguments):
             raise
         return int(error.code or 0)

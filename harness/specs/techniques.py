@@ -129,7 +129,7 @@ def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
     known = list(Techniques.model_fields)
     for key in values:
         if key not in known:
-            raise UsageError(f"there is no technique {clean(key, 80)!r}: {nearest(key, known)}")
+            raise UsageError(f"there is no technique {clean(key, 80)!r}: {nearest(key, [*known, PLAIN, LEAN])}")
     try:
         return Techniques.model_validate(values)
     except ValidationError as error:

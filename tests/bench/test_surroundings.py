@@ -38,7 +38,7 @@ def clmem(*arguments: str | bytes, flags: tuple[str, ...] = (), shell: str = "",
     return done.returncode, said
 
 
-@pytest.mark.parametrize("arguments", [("list", "methods"), ("list", "techniques"), ("show", "ewc"), ("--help",)])
+@pytest.mark.parametrize("arguments", [("list", "methods"), ("list", "techniques"), ("show", "ewc"), ("run", "--help")])
 def test_a_reader_that_has_seen_enough_is_no_error(arguments: tuple[str, ...]) -> None:
     assert clmem(*arguments, shell='"$@" | head -c 0; exit ${PIPESTATUS[0]}') == (141, "")
 
