@@ -102,12 +102,15 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        import clmem.harness.out_of_memory  # noqa: F401  afterwards there may be no memory to import it
         from clmem.bench.app import call
         from clmem.harness.errors import ClmemError, blame
 
         try:
             code = call(arguments)
         except SystemExit as error:  # clmem itself ends no command like this
+            if isinstance(error.__context__, BrokenPipeError):  # typer does where nobody reads on
+                raise error.__context__ from None
             raise ClmemError(f"a method or a library ended the command ({blame(error)})") from error
         if sys.stdout is not None:
             sys.stdout.flush()

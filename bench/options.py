@@ -1,4 +1,4 @@
-"""What the commands share: options, and what becomes of their values."""
+"""The options that commands share, and how their texts are read. `bench/groups.py` puts them together by command."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import expand
-from clmem.harness.results.record import RunResult
-from clmem.harness.specs.run import RunSpec, Scalar, Sources, spec_errors, weights_label
 from clmem.harness.text import clean
+
+if TYPE_CHECKING:
+    from clmem.harness.results.record import RunResult
+    from clmem.harness.specs.run import Scalar
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -46,61 +47,40 @@ def path_argument(help: str) -> Any:
     return typer.Argument(help=help, parser=named_path, metavar="PATH")
 
 
-Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream (repeatable); see `clmem list streams`.")]
-Network = Annotated[str | None, typer.Option(help="Network; see `clmem list networks`.")]
-Width = Annotated[int | None, typer.Option(help="Channels of the network's first stage (64 is standard).")]
-Target = Annotated[str | None, typer.Option(help="Where to measure; see `clmem list targets`.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples per training batch.")]
-BufferSize = Annotated[int | None, typer.Option(help="Replay slots in all.")]
-ReplaySize = Annotated[int | None, typer.Option(help="Samples replayed per step.")]
-BudgetName = Annotated[
-    str | None, typer.Option("--budget", help="What a run may take: a board (`clmem list budgets`), or bytes as 2GiB.")
-]
-Others = Annotated[
-    int | None,
-    typer.Option(min=0, max=2**63 - 1, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB)."),
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A method's setting as key=value (repeatable).")]
-Execution = Annotated[
-    str | None, typer.Option(help="How steps are carried out: plain, lean, or techniques as key=value,key=value.")
-]
-DataRoot = Annotated[Path | None, path_option(help="Folder that holds the data sets.")]
-Weights = Annotated[
-    Path | None, path_option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
-]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Processes side by side (default: cores + 1, at most 4).")
-]
+def complete_method(incomplete: str) -> list[str]:
+    """Return the methods that begin like this, for a shell."""
+    from clmem.harness.learning.registry import method_names
+
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def complete_stream(incomplete: str) -> list[str]:
+    """Return the streams that begin like this, for a shell."""
+    from clmem.harness.streams import STREAMS
+
+    return [name for name in STREAMS if name.startswith(incomplete)]
+
+
+METHOD: Any = typer.Argument(help="Method; see `clmem list methods`.", autocompletion=complete_method)
+STREAM: Any = typer.Option(help="Stream; see `clmem list streams`.", autocompletion=complete_stream)
+NETWORK: Any = typer.Option(help="Network; see `clmem list networks`.")
+WIDTH: Any = typer.Option(help="Channels of the network's first stage (64 is standard).")
+TARGET: Any = typer.Option(help="Where to measure; see `clmem list targets`.")
+BATCH_SIZE: Any = typer.Option(help="Samples per training batch.")
+BUFFER_SIZE: Any = typer.Option(help="Replay slots in all.")
+REPLAY_SIZE: Any = typer.Option(help="Samples replayed per step.")
+BUDGET: Any = typer.Option(help="Limit of a run: a board (see `clmem list budgets`), or bytes such as 2GiB.")
+OTHERS: Any = typer.Option(
+    min=0, max=2**63 - 1, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB)."
+)
+SETTINGS: Any = typer.Option("--set", help="A method's setting as key=value (repeatable); see `clmem show METHOD`.")
+EXECUTION: Any = typer.Option(
+    help="plain, lean (the method's preset), or techniques as key=value,key=value; see `clmem list techniques`."
+)
+DATA_ROOT: Any = path_option(help="Folder that holds the data sets.")
+WEIGHTS: Any = path_option(help="Pretrained weights to start from (safetensors, or a saved state dict).")
+JOBS: Any = typer.Option(min=1, max=256, help="Processes at the same time (default: cores + 1, at most 4).")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def make_spec(**fields: Any) -> RunSpec:
-    """Return the spec. Raises UsageError with one sentence for what is wrong in it."""
-    try:
-        return RunSpec(**fields)
-    except ValidationError as error:
-        raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
-
-
-def memory_spec(*, replay_size: int | None, settings: list[str] | None, weights: Path | None, **fields: Any) -> RunSpec:
-    """Return the spec of one memory run from the options of `measure` and `predict`, as `make_spec` does."""
-    sizes = (fields["batch_size"] or 1, fields["buffer_size"] or 0)
-    return make_spec(
-        replay_size=max(0, min(sizes)) if replay_size is None else replay_size,
-        weights=None if weights is None else weights_label(str(weights)),
-        config=dict(read_setting(text) for text in settings or []),
-        measure="memory",
-        **fields,
-    )
-
-
-def make_sources(data_root: Path | None, weights: Path | str | None, others: int | None = None) -> Sources:
-    """Return where data sets and weights lie on this machine, and what its GPU may already hold."""
-    found = {"data_root": data_root, "weights": weights}
-    return Sources(
-        **{name: str(path) for name, path in found.items() if path is not None},
-        **({} if others is None else {"others_bytes": others}),
-    )
 
 
 def read_setting(text: str) -> tuple[str, Scalar]:

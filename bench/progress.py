@@ -1,4 +1,4 @@
-"""Draws a suite's progress in a terminal: one bar for the runs, one line for each process at work."""
+"""Shows how runs go on: in a terminal bars and the time left, elsewhere one line when a run begins and when it ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs.job import Pass
@@ -19,11 +29,36 @@ from clmem.harness.text import clean, some
 from clmem.reports.data.units import mib, plural
 
 
+class TimeLeft(ProgressColumn):
+    """About how long the rest takes, if runs take as long as those that are done; empty before the first is."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time, counted down from when the last run was done (the task's field `at`, in seconds)."""
+        at = task.fields.get("at")
+        if at is None or not task.total or not task.completed:
+            return Text("")
+        left = at / task.completed * (task.total - task.completed) - ((task.elapsed or at) - at)
+        return Text(f"about {duration(left)} left" if left > 0 else "")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: 40 s, 3 min, 2.5 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Bars(Watcher):
-    """A rich progress display; a context manager. Results are printed above it as they come."""
+    """A rich progress display; a context manager. Results are printed above it as they come.
+
+    announce: whether a line says what came out of a run; without a terminal one does so anyway, and another one says
+    when a run begins.
+    """
 
     def __init__(self, console: Console, total: int, announce: bool = True) -> None:
-        self._announce = announce
+        self._lines_alone = not console.is_terminal
+        self._announce = announce or self._lines_alone
+        self._begun: set[str] = set()
         self._lock = Lock()
         self._lines: dict[tuple[str, Pass], TaskID] = {}
         self._progress = Progress(
@@ -31,6 +66,7 @@ class Bars(Watcher):
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeLeft(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -53,7 +89,8 @@ class Bars(Watcher):
 
     def run_done(self, result: RunResult, done: int, total: int) -> None:
         """Move the bar and print one line about the run."""
-        self._progress.update(self._runs, completed=done, total=total)
+        elapsed = self._progress.tasks[0].elapsed  # of the bar for all runs, the first that was added
+        self._progress.update(self._runs, completed=done, total=total, at=elapsed)
         if self._announce:
             self._print(f"{done:3d}/{total} {summary(result)}")
             for note in result.notes:
@@ -66,6 +103,11 @@ class Bars(Watcher):
     def progress(self, spec: RunSpec, what: Pass, fields: dict[str, Any] | None) -> None:
         """Show where a pass is."""
         with self._lock:
+            if self._lines_alone:
+                if spec.run_id not in self._begun:
+                    self._begun.add(spec.run_id)
+                    self._print(f"        begins: {named(spec)}")
+                return
             key = (spec.run_id, what)
             if fields is None:
                 if key in self._lines:
@@ -75,6 +117,32 @@ class Bars(Watcher):
                 self._lines[key] = self._progress.add_task("", total=None)
             text = escape(f"  {clean(spec.method)} {what}: task {fields['task']} {clean(str(fields['phase']))}")
             self._progress.update(self._lines[key], description=text, completed=fields["steps"])
+
+
+class Steps:
+    """Says which of several steps is under way: in a terminal on one line that changes, elsewhere each on its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._last = console, ""
+        self._status = console.status("begins")
+
+    def __enter__(self) -> Steps:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._status.stop()
+
+    def show(self, step: str, detail: str) -> None:
+        """Take note of the step; only a terminal shows the detail, which changes often."""
+        if self._console.is_terminal:
+            self._status.update(escape(f"{step}: {detail}"))
+        elif step != self._last:
+            self._console.print(step, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._last = step
 
 
 def already_there(present: Present) -> list[str]:
@@ -107,11 +175,20 @@ def already_there(present: Present) -> list[str]:
     return lines
 
 
+def named(spec: RunSpec) -> str:
+    """Return one line about a run: its method, stream and what is measured."""
+    what = f"accuracy, seed {spec.seed}" if spec.measure == "accuracy" else spec.measure
+    return f"{_name(spec)}: {what}"
+
+
+def _name(spec: RunSpec) -> str:
+    how = "" if spec.execution == PLAIN else f" ({spec.execution})"
+    return clean(f"{spec.method}{how} on {spec.stream}")
+
+
 def summary(result: RunResult) -> str:
     """Return one line: what was run and what came out."""
-    spec = result.spec
-    how = "" if spec.execution == PLAIN else f" ({spec.execution})"
-    name = f"{spec.method}{how} on {spec.stream}"
+    spec, name = result.spec, _name(result.spec)
     if result.status != "ok":
         return f"{name}: {result.status}: {result.reason}"
     if result.footprint is not None:

@@ -6,8 +6,10 @@ execution says *how*, so that lean techniques and the memory ledger work for eve
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -15,6 +17,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Scenario = Literal["class-il", "task-il"]
 
@@ -191,13 +198,8 @@ class MethodContext:
             object.__setattr__(self, "replay_device", self.device)
 
 
-def searched(**values: object) -> dict[str, dict[str, object]]:
-    """Return settings for the Fashion-MNIST streams that the equal search of `bench/tuning.toml` found.
-
-    Every method had four candidates, one run each on held-out samples of the embedded stream, and those given scored
-    best of the four; EWC had more before, of another kind of step. Every score: `reports/published/tuning/tuning.md`.
-    """
-    return {"split-fashion-mini": dict(values), "split-fashion-mnist": dict(values)}
+DATA = ("tuned", "presets", "lean")
+"""Tables of a method's data file."""
 
 
 class Method:
@@ -213,7 +215,9 @@ class Method:
     """Whether its state grows with every task that is `begun`, or only `learnt` by at least one step, so that a memory
     measurement must visit all of them; empty when it does not."""
     tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {}
-    """Hyper-parameters by stream name where they differ from the Config's defaults; sources in the docstring."""
+    """Hyper-parameters by stream name where they differ from the Config's defaults.
+
+    This and the next two may stand as tables in a file NAME.toml beside the module instead."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
     lean: ClassVar[Mapping[str, object]] = {}
@@ -238,6 +242,21 @@ class Method:
         )
 
     config: Config
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        """Take `tuned`, `presets` and `lean` from the file NAME.toml beside the class's module, if there is one.
+
+        A table that the file lacks is empty; nothing is inherited then.
+        """
+        super().__init_subclass__(**arguments)
+        data = _data_of(cls)
+        for key in data or ():
+            if key not in DATA or key in vars(cls):
+                why = "stands in the class already" if key in DATA else f"is none of {', '.join(DATA)}"
+                raise ValueError(f"{cls.name}.toml has the table {key!r}, which {why}; remove it")
+        if data is not None:
+            for key in set(DATA) - set(vars(cls)):
+                setattr(cls, key, data.get(key, {}))
 
     def __init__(self, context: MethodContext, config: Config) -> None:
         self.context = context
@@ -342,3 +361,11 @@ class Method:
         current, old = outputs.logits[: len(labels)], outputs.logits[len(labels) :]
         total = len(labels) * self.cross_entropy(Outputs(current), labels, classes)
         return (total + len(replayed) * F.cross_entropy(old, replayed)) / len(outputs.logits)
+
+
+def _data_of(cls: type[Method]) -> dict[str, Any] | None:
+    module = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if "name" not in vars(cls) or not isinstance(module, str):
+        return None
+    path = Path(module).with_name(f"{cls.name}.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -22,29 +22,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term, searched
-from clmem.methods.parts.lean import TERMWISE
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term
 from clmem.methods.parts.reservoir import Reservoir
 
 
 class DERpp(Method):
-    """Learn the batch, the logits of replayed samples and the labels of others."""
+    """Dark Experience Replay++: replays stored samples with their labels and with the logits they had when stored."""
 
     name = "derpp"
     uses_buffer = True
     checkpointed = ("buffer",)
-    tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        **searched(lr=0.1, alpha=0.1),
-        "split-tinyimagenet": {"beta": 1.0},
-        "synthetic-tinyimagenet": {"beta": 1.0},
-    }
-    lean = TERMWISE
 
     class Config(Method.Config):
         """Hyper-parameters."""

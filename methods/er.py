@@ -24,19 +24,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Term
 from clmem.methods.parts.reservoir import Reservoir
 
 
 class ER(Method):
-    """Learn the batch together with replayed samples."""
+    """Experience Replay: learns each batch together with samples from a replay buffer."""
 
     name = "er"
     uses_buffer = True
     checkpointed = ("buffer",)
-    tuned = searched(lr=0.03)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -53,7 +53,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,24 +61,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term
 
 ALL = "all parameters"
 """The one key of F and anchor when they are flattened."""
 
 
 class EWC(Method):
-    """Learn the batch, held back where earlier tasks are sensitive."""
+    """Elastic Weight Consolidation (online): penalises changes to weights that earlier tasks depend on."""
 
     name = "ewc"
     checkpointed = ("fisher", "anchor")
-    tuned: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        **searched(lr=0.03, strength=1e4, penalty="implicit"),
-        "split-tinyimagenet": {"strength": 25.0},
-        "synthetic-tinyimagenet": {"strength": 25.0},
-    }
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

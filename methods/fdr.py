@@ -35,19 +35,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term
 from clmem.methods.parts.task_buffer import TaskBuffer
 
 
 class FDR(Method):
-    """Learn the batch, then go back to what the network used to say of replayed samples."""
+    """Function Distance Regularization: pulls the outputs on stored samples back to those at the end of their task."""
 
     name = "fdr"
     uses_buffer = True
     checkpointed = ("buffer",)
-    tuned = searched(lr=0.03, alpha=1.0)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

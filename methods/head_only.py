@@ -10,23 +10,17 @@ Without pretrained weights task 0 trains everything (`trunk=auto`), and costs wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from clmem.methods.base import searched
-from clmem.methods.parts.lean import WHOLE
 from clmem.methods.tail_sgd import TailSGD
 
 
 class HeadOnly(TailSGD):
-    """Learn every batch as it comes, with the linear layer alone."""
+    """Control: trains only the last linear layer; the trunk before it is frozen."""
 
     name = "head-only"
-    tuned = searched(lr=0.1)
-    # nothing but the trunk's maps is left; image by image takes over twice the plain time on the CPU
-    lean: ClassVar[Mapping[str, object]] = {**WHOLE, "trunk_chunk": 2}
 
     class Config(TailSGD.Config):
         """Hyper-parameters."""

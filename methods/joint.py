@@ -15,17 +15,14 @@ from functools import partial
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, Step, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Step, Term
 
 
 class Joint(Method):
-    """Learn all tasks at once."""
+    """Upper bound: trains on all tasks together, so it is not a continual learner."""
 
     name = "joint"
     joint = True
-    tuned = searched(lr=0.06)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -45,23 +45,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clmem.methods.base import Batch, Method, MethodContext, Network, Outputs, Step, Task, Term, Trunk, searched
+from clmem.methods.base import Batch, Method, MethodContext, Network, Outputs, Step, Task, Term, Trunk
 from clmem.methods.parts.channels import top_channels
-from clmem.methods.parts.lean import GROUPED_TAIL
 from clmem.methods.parts.reservoir import Reservoir
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk, trunk_modules
 
 
 class LightCL(Method):
-    """Learn the batch with the tail, holding the features of a few images in place."""
+    """LightCL: freezes the early layers and penalises changes to the features of a few images."""
 
     name = "lightcl"
     checkpointed: ClassVar[tuple[str, ...]] = ("memory", "features", "logits", "masks", "buffer", "weight_masks")
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        "released": {"weight_masks": "float32", "trunk_bn": "train", "evaluation_graph": True}
-    }
-    tuned = searched(lr=0.03, beta=2e-4)
-    lean = GROUPED_TAIL
 
     class Config(TailConfig):
         """Hyper-parameters; defaults of the released code unless noted."""

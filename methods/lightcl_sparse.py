@@ -27,33 +27,22 @@ classes), drifting batch norms in the trunk, and the graphs of an evaluation wit
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clmem.methods.base import MethodContext, searched
+from clmem.methods.base import MethodContext
 from clmem.methods.lightcl import LightCL
 from clmem.methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
-from clmem.methods.parts.lean import GROUPED_TAIL
 
 
 class LightCLSparse(LightCL):
-    """Learn like LightCL in the channels that were not pruned at the start."""
+    """LightCL with channel sparsity: prunes channels before the first task and learns with the others."""
 
     name = "lightcl-sparse"
     checkpointed = (*LightCL.checkpointed, "pruned")
-    lean: ClassVar[Mapping[str, object]] = {**GROUPED_TAIL, "trunk_chunk": 2, "storage": "compact"}
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        "released": {
-            "weight_masks": "bool",
-            "ranking": "per_convolution",
-            "trunk_bn": "train",
-            "evaluation_graph": True,
-        }
-    }
-    tuned = searched(lr=0.01, beta=2e-4)
 
     class Config(LightCL.Config):
         """Hyper-parameters; defaults of the released code unless noted."""

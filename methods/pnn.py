@@ -37,19 +37,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term, searched
+from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term
 from clmem.methods.parts.columns import Column
-from clmem.methods.parts.lean import WHOLE
 
 
 class PNN(Method):
-    """Learn every task with a new column beside the old ones."""
+    """Progressive Neural Networks: adds a new column for each task and keeps the older columns unchanged."""
 
     name = "pnn"
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task-il"})
     grows_with_tasks = "begun"
-    tuned = searched(lr=0.1)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

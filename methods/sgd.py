@@ -14,16 +14,13 @@ from functools import partial
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, Step, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, Step, Term
 
 
 class SGD(Method):
-    """Learn every batch as it comes."""
+    """Lower bound: plain SGD (finetuning), with nothing against forgetting."""
 
     name = "sgd"
-    tuned = searched(lr=0.03)
-    lean = WHOLE
 
     class Config(Method.Config):
         """Hyper-parameters."""

@@ -17,23 +17,19 @@ Differs from the paper / the released code in:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Iterable
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, MethodContext, Step, searched
+from clmem.methods.base import Batch, MethodContext, Step
 from clmem.methods.derpp import dark_replay
-from clmem.methods.parts.lean import TERMWISE
 from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLDERpp(SparCL):
-    """Learn what is left of the batch, and replayed logits and labels, under masks."""
+    """SparCL on DER++: trains with sparse weights, sparse gradients and fewer samples as a task goes on."""
 
     name = "sparcl-derpp"
-    tuned = searched(lr=0.1, alpha=0.1)
-    lean: ClassVar[Mapping[str, object]] = {**TERMWISE, "storage": "sparse"}
 
     class Config(SparCL.Config):
         """Hyper-parameters."""

@@ -27,23 +27,19 @@ Differs from the paper / the released code in:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar
 
 import torch
 
-from clmem.methods.base import Batch, Step, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Step, Term
 from clmem.methods.parts.sparcl import SparCL
 
 
 class SparCLER(SparCL):
-    """Learn what is left of the batch together with replayed samples, under masks."""
+    """SparCL on ER: trains with sparse weights, sparse gradients and fewer samples as a task goes on."""
 
     name = "sparcl-er"
-    tuned = searched(lr=0.06)
-    lean: ClassVar[Mapping[str, object]] = {**WHOLE, "storage": "sparse"}
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """One term on the concatenation; in task 0 on what is left of the batch alone."""

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clmem.methods.base import MethodContext, Task, searched
+from clmem.methods.base import MethodContext, Task
 from clmem.methods.er import ER
-from clmem.methods.parts.lean import WHOLE
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailER(ER):
-    """Learn the batch together with replayed samples, with the tail of the network."""
+    """Control: experience replay that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-er"
-    tuned = searched(lr=0.06)
-    lean = WHOLE
 
     class Config(ER.Config, TailConfig):
         """Hyper-parameters."""

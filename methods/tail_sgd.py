@@ -14,17 +14,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from clmem.methods.base import Batch, Method, MethodContext, Step, Task, Term, searched
-from clmem.methods.parts.lean import WHOLE
+from clmem.methods.base import Batch, Method, MethodContext, Step, Task, Term
 from clmem.methods.parts.trunk import TailConfig, frozen_trunk
 
 
 class TailSGD(Method):
-    """Learn every batch as it comes, with the tail of the network."""
+    """Control: plain SGD that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-sgd"
-    tuned = searched(lr=0.01)
-    lean = WHOLE
 
     class Config(TailConfig):
         """Hyper-parameters."""

@@ -27,12 +27,13 @@ from clmem.reports.markdown.predictions import predictions_sentence, predictions
 from clmem.reports.plots.folder import plots_folder
 from clmem.reports.plots.section import Kind, Plot, draw_section
 
-NOTES = f"""MiB = 2^20 bytes. Tensor peak: the allocator's own peak over every phase and task of the short schedule, \
-with nothing instrumented. Process peak: resident memory of an un-profiled process, which includes the interpreter and \
-the libraries; on the short schedule freed blocks return to the system at once, on the full stream malloc keeps its \
-defaults. Accuracy and forgetting: mean over seeds ± sample standard deviation. {UNDEFINED}: not defined for the \
-method; empty: not measured. A joint run learns all tasks at once; on a short schedule it need not \
-reach the highest accuracy."""
+NOTES = f"""- MiB = 2^20 bytes.
+- Tensor peak: the allocator's own peak over all phases and tasks of the short schedule, with nothing instrumented.
+- Process peak: resident memory of a process that nothing observes, with the interpreter and the libraries. On the \
+short schedule malloc returns freed blocks to the system at once; on the full stream it keeps its defaults.
+- Accuracy and forgetting: mean over seeds ± sample standard deviation.
+- {UNDEFINED}: not defined for the method. Empty: not measured.
+- A joint run learns all tasks at once. On a short schedule it need not reach the highest accuracy."""
 
 
 def write_report(

@@ -79,14 +79,49 @@ def test_the_contributing_example_is_a_method_that_measures(tmp_path: Path, monk
     assert outcome.footprint.role_peaks["replay"] == 8 * (3 * 32 * 32 + 8)
 
 
-def test_every_method_file_is_found_and_the_map_names_every_module() -> None:
+def test_every_method_file_is_a_method() -> None:
     files = {path.stem for path in (ROOT / "methods").glob("*.py")} - {"__init__", "base"}
     assert {name.replace("-", "_") for name in method_names()} >= files
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    modules = [
-        path.stem for path in (ROOT / "harness").glob("*.py") if path.stem not in ("__init__", "errors", "environment")
-    ]
-    assert [name for name in modules if name not in text] == []
+
+
+def mapped_paths() -> set[str]:
+    """Return the path of every folder and module that the map names, by its indentation."""
+    tree = re.search(r"```\n(bench/.*?)```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tree is not None
+    paths: set[str] = set()
+    folders: list[str] = []
+    for line in tree.group(1).splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        names = re.split(r"\s{2,}", line.strip())[0]
+        for name in names.split(", "):
+            paths.add("/".join([*folders, name.rstrip("/")]))
+            if name.endswith("/"):
+                folders.append(name.rstrip("/"))
+    return paths
+
+
+def test_the_map_names_every_module_by_its_path() -> None:
+    modules = {
+        str(path.relative_to(ROOT).with_suffix(""))
+        for folder in ("bench", "harness", "reports")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem != "__init__" and "time" not in path.parts
+    }
+    named = mapped_paths()
+    assert modules - named == set(), "modules that the map lacks"
+    files = {path for path in named if not (ROOT / path).is_dir()}
+    assert files - modules == set(), "paths of the map that are not there"
+
+
+def test_no_two_folders_of_the_harness_import_each_other() -> None:
+    imported: dict[str, set[str]] = {}
+    for path in (ROOT / "harness").rglob("*.py"):
+        folder = path.relative_to(ROOT / "harness").parts[0]
+        names = re.findall(r"clmem\.harness\.(\w+)\.", path.read_text(encoding="utf-8"))
+        imported.setdefault(folder, set()).update(set(names) - {folder})
+    circles = {(one, other) for one in imported for other in imported[one] if one in imported.get(other, ())}
+    assert circles == set()
 
 
 def test_no_document_or_source_names_a_machine() -> None:

@@ -10,7 +10,6 @@ import typer
 
 from clmem.bench.options import AsJson, path_option
 from clmem.harness.errors import UsageError
-from clmem.harness.results.record import LONGEST_PATH, RESULT_FILES
 from clmem.harness.text import clean
 
 
@@ -33,6 +32,7 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
+    from clmem.harness.results.record import LONGEST_PATH, RESULT_FILES
     from clmem.reports.claims.claim import load_claim
     from clmem.reports.claims.measurements import load_measurements
     from clmem.reports.claims.page import claim_json, terminal, write_page

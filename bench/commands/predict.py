@@ -5,81 +5,46 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clmem.bench.options import (
-    AsJson,
-    BatchSize,
-    BufferSize,
-    DataRoot,
-    Execution,
-    Network,
-    Settings,
-    Target,
-    Weights,
-    Width,
-    make_sources,
-    memory_spec,
-    path_option,
-)
+from clmem.bench.groups import MemoryOptions
+from clmem.bench.options import METHOD, AsJson, path_option
 from clmem.harness.errors import UsageError
 from clmem.harness.files import expand
-from clmem.harness.results.record import LONGEST_PATH, RunResult, load_results
-from clmem.harness.specs.run import Sources
 from clmem.harness.text import clean, some
+
+if TYPE_CHECKING:
+    from clmem.harness.results.record import RunResult
+    from clmem.harness.specs.run import Sources
 
 LONGEST_REASON = 2000
 """Characters of a reason why a run is not predicted."""
 
 
 def predict(
-    method: Annotated[str | None, typer.Argument(help="Method; see `clmem list methods`.")] = None,
-    stream: Annotated[str, typer.Option(help="Stream; see `clmem list streams`.")] = "synthetic-cifar10",
-    network: Network = "resnet18",
-    width: Width = 64,
-    weights: Weights = None,
-    target: Target = "cpu",
-    batch_size: BatchSize = 32,
-    buffer_size: BufferSize = 15,
-    replay_size: Annotated[
-        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
-    ] = None,
-    execution: Execution = "plain",
-    settings: Settings = None,
+    options: MemoryOptions,
+    method: Annotated[str | None, METHOD] = None,
     against: Annotated[
         Path | None,
         path_option(
-            help="Instead of a METHOD: every memory run in this directory, under its own settings, and the error."
+            help="Instead of a METHOD: predict every memory run in this directory under its own settings, and show "
+            "the error."
         ),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="With --against: also keep the predictions there, for its report.")
     ] = False,
-    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict one method's memory, role by role, without a device and without running a kernel."""
-    if (method is None) == (against is None):
-        raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
-    if against is not None:
-        _against(against, make_sources(data_root, weights), as_json, keep)
+    if against is not None and method is None:
+        _against(against, options.sources(), as_json, keep)
         return
-    spec = memory_spec(
-        method=method,
-        stream=stream,
-        network=network,
-        width=width,
-        weights=weights,
-        target=target,
-        batch_size=batch_size,
-        buffer_size=buffer_size,
-        replay_size=replay_size,
-        execution=execution,
-        settings=settings,
-    )
-    sources = make_sources(data_root, weights)
+    if method is None or against is not None:
+        raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
+    spec, sources = options.memory_spec(method), options.sources()
     from clmem.harness.answers.prediction import predict as predicted
     from clmem.harness.runs.checks import check_spec
     from clmem.reports.terminal.runs import measure_json, measure_table
@@ -91,6 +56,8 @@ def predict(
 
 def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> None:
     """Print what is predicted beside what was measured, for every memory run of a directory."""
+    from clmem.harness.results.record import LONGEST_PATH, load_results
+
     directory = expand(directory)
     found = load_results(directory) if directory.is_dir() else []
     measured = [run for run in found if run.status == "ok" and run.allocator is not None]

@@ -6,24 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
+from clmem.bench.groups import make_sources, make_spec
 from clmem.bench.options import (
-    BatchSize,
-    DataRoot,
-    Network,
-    Settings,
-    Weights,
-    Width,
-    make_sources,
-    make_spec,
+    BATCH_SIZE,
+    DATA_ROOT,
+    NETWORK,
+    SETTINGS,
+    WEIGHTS,
+    WIDTH,
     path_argument,
     path_option,
     read_setting,
 )
 from clmem.harness.errors import UsageError
-from clmem.harness.specs.run import weights_label
 
 
 def pretrain(
@@ -38,18 +34,20 @@ def pretrain(
     image_size: Annotated[
         int, typer.Option(min=8, max=2048, help="Side to which the folder's images are scaled.")
     ] = 32,
-    network: Network = "resnet18",
-    width: Width = 64,
-    weights: Weights = None,
+    network: Annotated[str, NETWORK] = "resnet18",
+    width: Annotated[int, WIDTH] = 64,
+    weights: Annotated[Path | None, WEIGHTS] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 10,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, BATCH_SIZE] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the batches.")] = 0,
-    settings: Settings = None,
-    data_root: DataRoot = None,
+    settings: Annotated[list[str] | None, SETTINGS] = None,
+    data_root: Annotated[Path | None, DATA_ROOT] = None,
 ) -> None:
     """Train a network and save its weights, for --weights. The same command goes on after an interruption."""
     if stream is not None and images is not None:
         raise UsageError(f"--stream {stream} and --images {images} are two sets of data to train on; give one of them")
+    from clmem.harness.specs.run import weights_label
+
     spec = make_spec(
         method="joint",
         stream=stream or "split-fashion-mini",
@@ -62,6 +60,9 @@ def pretrain(
         config=dict(read_setting(text) for text in settings or []),
         measure="accuracy",
     )
+    from rich.console import Console
+    from rich.progress import Progress
+
     from clmem.harness.learning.pretrain import pretrain as train_and_save
     from clmem.harness.runs.checks import check_batch_norms, check_spec
 

@@ -4,67 +4,64 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from clmem.bench.commands.report import write_and_show
-from clmem.bench.options import (
-    SUITES,
-    AsJson,
-    BatchSize,
-    BudgetName,
-    BufferSize,
-    DataRoot,
-    Jobs,
-    Network,
-    Others,
-    ReplaySize,
-    Streams,
-    Target,
-    Weights,
-    Width,
-    is_sound,
-    make_sources,
-    path_option,
-    read_setting,
+from clmem.bench.groups import SuiteOptions, make_sources
+from clmem.bench.options import DATA_ROOT, JOBS, OTHERS, AsJson, is_sound, path_option
+from clmem.bench.suite_changes import (
+    USUAL,
+    load,
+    only_methods,
+    override,
+    suite_file,
+    which,
+    with_methods,
+    with_settings,
 )
-from clmem.bench.progress import Bars
-from clmem.harness.errors import UsageError, nearest
-from clmem.harness.files import expand
-from clmem.harness.runs.directory import Reuse, run_suite
-from clmem.harness.specs.run import Scalar, spec_errors
-from clmem.harness.specs.suite import MOST_NAMES, Suite, Variation, load_suite
-from clmem.harness.text import clean, some
+from clmem.harness.errors import UsageError
+from clmem.harness.text import file_name
+
+if TYPE_CHECKING:
+    from clmem.harness.runs.directory import Reuse
+
+MOST_SEEDS = 10_000
 
 
 def run(
+    options: SuiteOptions,
     suite: Annotated[
-        str, typer.Argument(help="A suite's name (see bench/suites) or the path of a suite file.")
-    ] = "quick",
-    methods: Annotated[list[str] | None, typer.Option("--method", help="Run only these methods (repeatable).")] = None,
-    streams: Streams = None,
-    network: Network = None,
-    width: Width = None,
-    weights: Weights = None,
-    target: Target = None,
-    batch_size: BatchSize = None,
-    buffer_size: BufferSize = None,
-    replay_size: ReplaySize = None,
-    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_NAMES, help="Number of seeds, 0 to N-1.")] = None,
-    executions: Annotated[
-        list[str] | None, typer.Option("--execution", help="How steps are carried out: plain, lean ... (repeatable).")
+        str | None,
+        typer.Argument(
+            help="A suite's name (see `clmem list suites`) or the path of a suite file (see `clmem new-suite`); "
+            "default: quick."
+        ),
     ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Run only this one of the suite's methods (repeatable). Without SUITE: run this method, whichever it "
+            "is, under the conditions of quick.",
+        ),
+    ] = None,
+    added: Annotated[
+        list[str] | None,
+        typer.Option("--add-method", help="Run this method too, which the suite does not have (repeatable)."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="Number of seeds, 0 to N-1.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as method.key=value (repeatable).")
     ] = None,
-    out: Annotated[Path | None, path_option(help="Results directory (default: results/SUITE).")] = None,
-    jobs: Jobs = None,
-    budget: BudgetName = None,
-    others: Others = None,
-    data_root: DataRoot = None,
+    out: Annotated[
+        Path | None,
+        path_option(help="Results directory (default: results/SUITE; without SUITE the methods follow its name)."),
+    ] = None,
+    jobs: Annotated[int | None, JOBS] = None,
+    others: Annotated[int | None, OTHERS] = None,
+    data_root: Annotated[Path | None, DATA_ROOT] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what crashed or timed out.")] = False,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Keep results that older code made; they are measured again otherwise.")
@@ -75,31 +72,36 @@ def run(
     """Run a suite and write its report. The same command completes what was interrupted."""
     if keep_old and fresh:
         raise UsageError("--keep-old keeps every result that is there and --fresh none; give one of them")
-    path = _suite_file(suite)
-    chosen = _override(
-        load_suite(path),
-        methods=methods,
-        streams=streams,
-        network=network,
-        width=width,
-        weights=None if weights is None else str(weights),
-        target=target,
-        budget=budget,
-        batch_size=batch_size,
-        buffer_size=buffer_size,
-        replay_size=replay_size,
-        executions=executions,
-        seeds=None if seeds is None else list(range(seeds)),
-    )
-    chosen = _override(chosen, config=_suite_settings(chosen, settings or []))
+    path = suite_file(USUAL if suite is None else suite)
+    chosen = load(path)
+    said = ""
+    if suite is None:
+        said = which(chosen, methods or [])
+        chosen = with_methods(chosen, [name for name in methods or [] if name not in chosen.methods])
+    if methods:
+        chosen = only_methods(chosen, methods)
+    chosen = with_methods(chosen, added or [])
+    chosen = override(chosen, options.changed() | ({} if seeds is None else {"seeds": list(range(seeds))}))
+    chosen = with_settings(chosen, settings or [])
+    from clmem.harness.learning.registry import check_method
+
+    for name in chosen.methods:
+        check_method(name)
     specs = chosen.specs()
     sources = make_sources(data_root, chosen.weights, others)
+    from rich.console import Console
+
+    from clmem.bench.progress import Bars
     from clmem.harness.runs.checks import check_spec
+    from clmem.harness.runs.directory import run_suite
 
     for spec in specs:
         check_spec(spec, sources)
-    directory = out or Path("results") / path.stem
+    own = file_name(f"{USUAL}-{'+'.join(methods)}") if suite is None and methods else path.stem
+    directory = out or Path("results") / own
     reuse: Reuse = "all" if keep_old else "none" if fresh else "unchanged"
+    if said:
+        typer.echo(said, err=True)
     console = Console(stderr=True)
     with Bars(console, len(specs)) as bars:
         results = run_suite(chosen, directory, jobs=jobs, sources=sources, retry=retry, reuse=reuse, watcher=bars)
@@ -113,55 +115,3 @@ def run(
         print(summary(load_sections(directory)))
         print(f"report: {report_path}")
     raise typer.Exit(0 if all(is_sound(result) for result in results) else 1)
-
-
-def _suite_file(suite: str) -> Path:
-    """Return the path of a suite that is named, or given by its path. Raises UsageError for a name that is none."""
-    if suite.endswith(".toml") or "/" in suite:
-        return expand(suite)
-    known = [file.stem for file in SUITES.glob("*.toml")]
-    if suite not in known:
-        raise UsageError(
-            f"there is no suite {clean(suite, 80)!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"
-        )
-    return SUITES / f"{suite}.toml"
-
-
-def _override(suite: Suite, **fields: Any) -> Suite:
-    changed = {key: value for key, value in fields.items() if value is not None}
-    if "methods" in changed:
-        for name in changed["methods"]:
-            if name not in suite.methods:
-                raise UsageError(f"the suite does not run {clean(name, 80)!r}: {nearest(name, suite.methods)}")
-        changed["config"] = _only(suite.config, changed["methods"])
-        changed["vary"] = [_vary_only(variation, changed["methods"]) for variation in suite.vary]
-    if "seeds" in changed:
-        changed["vary"] = [one.model_copy(update={"seeds": None}) for one in changed.get("vary", suite.vary)]
-    for name in set(changed) & {name for variation in suite.vary for name in variation.conditions()}:
-        raise UsageError(f"the suite varies {name} by itself, so it cannot be set to {changed[name]} for all of it")
-    try:
-        return Suite.model_validate({**suite.model_dump(), **changed})
-    except ValidationError as error:
-        raise UsageError(spec_errors(error, list(Suite.model_fields))) from error
-
-
-def _vary_only(variation: Variation, methods: list[str]) -> Variation:
-    chosen = None if variation.methods is None else [name for name in variation.methods if name in methods]
-    return variation.model_copy(update={"methods": chosen, "config": _only(variation.config, methods)})
-
-
-def _only(config: dict[str, dict[str, Scalar]], methods: list[str]) -> dict[str, dict[str, Scalar]]:
-    return {name: values for name, values in config.items() if name in methods}
-
-
-def _suite_settings(suite: Suite, settings: list[str]) -> dict[str, dict[str, Scalar]]:
-    config = {name: dict(values) for name, values in suite.config.items()}
-    for text in settings:
-        key, value = read_setting(text)
-        method, dot, name = key.partition(".")
-        if not dot or method not in suite.methods:
-            raise UsageError(
-                f"--set takes method.key=value, not {clean(text, 80)!r}; the methods are {some(suite.methods)}"
-            )
-        config.setdefault(method, {})[name] = value
-    return config

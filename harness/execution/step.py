@@ -154,6 +154,7 @@ class StepRunner:
         outputs: list[Outputs] = []
         loss: Tensor | None = None
         for terms in self.method.terms(batch):
+            self.monitor.scan()  # what the method's own code keeps from here on, such as a reference gradient
             with Offload() if self.techniques.offload else nullcontext():
                 loss = self._step(terms, outputs)
             terms.clear()  # the method's generator may still hold the list: its tensors must not outlive the step

@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from clmem.harness.errors import UsageError, blame, nearest
+from clmem.harness.learning.descriptions import own_description
 from clmem.harness.output import printing_to_stderr
-from clmem.harness.results.record import described
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec, spec_errors
+from clmem.harness.specs.techniques import LEAN
 from clmem.harness.text import clean
 
 if TYPE_CHECKING:
     from clmem.methods.base import Method
 
+LONGEST_HEADLINE = 200
+"""Characters of a method's description in a list."""
 GROUP = "clmem.methods"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
 """A method's name: it stands in names of files, and before the `@` of a preset."""
@@ -45,10 +48,56 @@ def method_class(name: str) -> type[Method]:
     """
     name, at, preset = name.partition("@")
     found = _class(name)
-    if at and preset not in found.presets:
-        known = f"its presets are {', '.join(map(repr, found.presets))}" if found.presets else "it has none"
-        raise UsageError(f"method {name!r} has no preset {clean(preset, 80)!r}: {known}")
+    if at:
+        _check_preset(name, preset, found.presets)
     return found
+
+
+def _check_preset(name: str, preset: str, presets: Mapping[str, object]) -> None:
+    if preset not in presets:
+        known = f"its presets are {', '.join(map(repr, presets))}" if presets else "it has none"
+        raise UsageError(f"method {name!r} has no preset {clean(preset, 80)!r}: {known}")
+
+
+def check_method(name: str) -> None:
+    """Raise UsageError for a method or a preset that does not exist, without importing a method or torch.
+
+    What only importing tells, such as the presets of another package's method, is left to `method_class`.
+    """
+    name, at, preset = name.partition("@")
+    entry = _found(name)
+    if entry is None and at:
+        own = own_description(name)
+        if own is not None:
+            _check_preset(name, preset, own.presets)
+
+
+def method_entries() -> dict[str, str]:
+    """Return one line about every method and preset, by name; a method that cannot be used says why.
+
+    Our methods are read and not imported. Those of other packages are imported, because only that tells whether they
+    work.
+    """
+    entries: dict[str, str] = {}
+    for name in method_names():
+        try:
+            headline, presets = _described(name)
+        except UsageError as error:  # somebody's plug-in; the others can be used all the same
+            entries[clean(name, 80)] = f"cannot be used: {error}"
+            continue
+        entries[name] = clean(headline, LONGEST_HEADLINE) or "(not described)"
+        for preset, values in presets.items():
+            entries[f"{name}@{preset}"] = f"{name} with preset values of {', '.join(map(str, values))}"
+    return entries
+
+
+def _described(name: str) -> tuple[str, Mapping[str, Mapping[str, object]]]:
+    """Return the first line of a method's description, empty where there is none, and its presets."""
+    own = own_description(name) if _found(name) is None else None
+    if own is not None:
+        return own.headline, own.presets
+    cls = method_class(name)
+    return str(cls.__dict__.get("__doc__") or "").strip().partition("\n")[0], cls.presets
 
 
 def method_config(spec: RunSpec) -> Method.Config:
@@ -69,6 +118,8 @@ def method_config(spec: RunSpec) -> Method.Config:
         raise UsageError(f"settings of method {spec.method!r} are wrong: {spec_errors(error, known)}") from error
     except Exception as error:
         raise UsageError(f"method {spec.method!r} cannot read its settings: {blame(error)}") from error
+    from clmem.harness.results.record import described  # slow to import, and names are checked without it
+
     try:
         described(config.model_dump(mode="json"))
     except ValueError as error:
@@ -77,6 +128,15 @@ def method_config(spec: RunSpec) -> Method.Config:
         if isinstance(value, bool) and not isinstance(getattr(config, key), bool):  # pydantic takes true for 1
             raise UsageError(f"setting {key!r} of method {spec.method!r} is {value} but a number or text was expected")
     return config
+
+
+def check_execution(spec: RunSpec) -> None:
+    """Raise UsageError for `lean` if the method has no preset of that name: it would be run plainly."""
+    if LEAN in spec.execution.split(",") and not method_class(spec.method).lean:
+        raise UsageError(
+            f"method {spec.method!r} has no lean preset, so --execution {spec.execution} says nothing about it; name "
+            "techniques (`clmem list techniques`), for example --execution trunk_chunk=4, or set `lean` in its class"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -99,7 +159,11 @@ def _entries() -> Iterator[EntryPoint]:
                 continue
 
 
-def _class(name: str) -> type[Method]:
+def _found(name: str) -> EntryPoint | None:
+    """Return the entry point of another package's method, None for one of ours.
+
+    Raises UsageError for a name that does not exist, is no name, or is shared by two methods.
+    """
     entries, own = _others(tuple(sys.path)).get(name, ()), name in own_methods()
     if not entries and not own:
         raise UsageError(f"there is no method {clean(name, 80)!r}: {nearest(name, method_names())}")
@@ -114,9 +178,14 @@ def _class(name: str) -> type[Method]:
             f"the plug-in {entries[0].value!r} calls its method {clean(name, 80)!r}, which is no name; "
             "give its entry point one of letters, digits, dots and dashes"
         )
-    place = entries[0].value if entries else f"methods/{name.replace('-', '_')}.py"
+    return entries[0] if entries else None
+
+
+def _class(name: str) -> type[Method]:
+    entry = _found(name)
+    place = f"methods/{name.replace('-', '_')}.py" if entry is None else entry.value
     with _importing(name, place):
-        found: Any = entries[0].load() if entries else _in_file(name)
+        found: Any = _in_file(name) if entry is None else entry.load()
     return _checked(found, name, place)
 
 

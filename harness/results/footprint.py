@@ -23,8 +23,8 @@ ROLES = (
     "workspace",
     "rounding",
 )
-"""Every role a byte can have, in the order in which claims win: the first that claims a block gets it. `rounding` is
-what an allocator gives beyond what was asked for; nothing can claim it."""
+"""Every role a byte can have, in the order in which roles are shown; which claim wins is `memory/ledger/claims`'s.
+`rounding` is what an allocator gives beyond what was asked for; nothing can claim it."""
 
 PHASES = ("before_task", "first_step", "step", "after_task", "evaluate")
 

@@ -14,7 +14,7 @@ from clmem.harness.errors import ClmemError, UsageError, blame
 from clmem.harness.execution.batch_norm import batch_norms
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning.build import Run, build
-from clmem.harness.learning.registry import method_class
+from clmem.harness.learning.registry import check_execution, method_class
 from clmem.harness.learning.training import Progress, short_schedule, train
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
 from clmem.harness.networks.resnet18 import build_network
@@ -63,6 +63,7 @@ def check_spec(spec: RunSpec, sources: Sources = NOWHERE, *, here: bool = True) 
             f"method {spec.method!r} replays samples, so buffer size {spec.buffer_size} with {spec.replay_size} "
             "replayed per step cannot work; give both at least 1 (--buffer-size, --replay-size)"
         )
+    check_execution(spec)
     prepare(spec.stream, sources.data_root)
     try:
         with printing_to_stderr():

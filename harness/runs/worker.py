@@ -27,24 +27,18 @@ from clmem.harness.learning.training import Progress, Schedule, short_schedule, 
 from clmem.harness.memory.ledger.join import join, phase_peaks, undeclared_sentence
 from clmem.harness.memory.ledger.log import AllocationLog
 from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes
+from clmem.harness.memory.system.gpu import describe
 from clmem.harness.memory.system.process import high_water_bytes, reset_high_water, resident_bytes
 from clmem.harness.memory.watching.cuda import DevicePeaks, History, with_requests
+from clmem.harness.memory.watching.device_process import DeviceProcess
 from clmem.harness.memory.watching.observer import Observer, PhaseMarker
 from clmem.harness.memory.watching.recorder import LogRecorder
 from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 from clmem.harness.results.environment import environment
 from clmem.harness.results.record import Accuracy
-from clmem.harness.runs.devices import (
-    DeviceProcess,
-    check_device,
-    check_others,
-    describe,
-    lift_limit,
-    limit_process,
-    limit_reserved,
-    pin,
-)
+from clmem.harness.runs.devices import check_device, check_others
 from clmem.harness.runs.job import Job, Outcome
+from clmem.harness.runs.limits import lift_limit, limit_process, limit_reserved, pin
 from clmem.harness.specs.targets import allocator_of, device_of
 
 Report = Callable[[Progress], None]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -28,7 +27,6 @@ class SparCL(Method):
 
     uses_buffer = True
     checkpointed = ("buffer", "masks", "removal", "steps_per_epoch", "total_steps")
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"released": {"masks": "float32"}}
 
     class Config(SparseConfig):
         """Hyper-parameters."""

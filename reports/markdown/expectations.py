@@ -48,13 +48,14 @@ def expectations_sentence(section: Section) -> str:
     outcomes = [holds for _, _, holds in _findings(section)]
     if not outcomes:
         return ""
-    text = f"Holding on these numbers: {outcomes.count(True)} of {plural(len(outcomes), 'expectation')}"
+    number = outcomes.count(True)
+    text = f"{number} of {plural(len(outcomes), 'expectation')} {'holds' if number == 1 else 'hold'}."
     open_ = outcomes.count(None)
+    if not open_:
+        return text
     return (
-        f"{text}; {open_} not shown: over paired seeds the difference is within two standard errors of zero, or there "
-        f"are fewer than {FEWEST_SEEDS} seeds."
-        if open_
-        else f"{text}."
+        f"{text} {open_} {'is' if open_ == 1 else 'are'} not shown, because the difference over paired seeds is within "
+        f"two standard errors of zero, or because there are fewer than {FEWEST_SEEDS} seeds."
     )
 
 

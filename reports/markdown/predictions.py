@@ -37,8 +37,8 @@ def predictions_sentence(section: Section, predictions: Predictions) -> str:
     parts = []
     if errors:
         label, worst = max(errors.items(), key=lambda item: abs(item[1]))
-        farthest = f"the largest error {100 * worst:+.4f} % ({plain(label)})"
-        parts.append(f"Predicted without running them: {len(errors)} peaks, {farthest}.")
+        farthest = f"the largest error is {100 * worst:+.4f} % ({plain(label)})"
+        parts.append(f"{plural(len(errors), 'peak')} predicted without running anything; {farthest}.")
         if allocator_of(section.setting.target) == "cuda":
             parts.append(f"There {LIKE_ANOTHER_CARD}.")
     if others:

@@ -16,8 +16,8 @@ REFERENCE = "sgd"
 """The method the others are compared with, where it is present: plain training, nothing against forgetting."""
 SHOWN_KEYS = 50
 """Keys of environments that are named where they differ; more are only counted."""
-HEADS = {"task_il": "in the logits of the task's classes", "class_il": "over those of all classes"}
-"""What a method's setting `head` means."""
+HEADS = {"task_il": "over the task's classes", "class_il": "over all classes"}
+"""What a method's setting `head` means for its loss."""
 EQUAL_BASELINES = 1.05
 """How far apart the baselines of equal processes lie at most: pages are counted as they are touched."""
 
@@ -52,20 +52,23 @@ def heads_sentence(section: Section) -> str:
             by_head.setdefault(heads.pop(), []).append(plain(cell.label))
     if len(by_head) < 2:
         return ""
-    parts = [f"{how} {listed(by_head[head])}" for head, how in HEADS.items() if head in by_head]
-    return f"What is learnt differs: {'; '.join(parts)}. Task-IL accuracies of the two do not compare methods alone."
+    parts = [f"{how} ({listed(by_head[head])})" for head, how in HEADS.items() if head in by_head]
+    return (
+        f"The methods learn with two losses: {', or '.join(parts)}. A difference in task-IL accuracy between the two "
+        "groups is not one of methods alone."
+    )
 
 
 def role_sentence(section: Section) -> str:
     """Say which role is the largest at the peak, in how many methods."""
     largest = Counter(max(footprint.at_peak, key=lambda name: footprint.at_peak[name]) for footprint in _plain(section))
-    return _counted(largest, "is the largest role at the peak of", _spoken)
+    return _counted(largest, "The largest role at the peak is", _spoken)
 
 
 def phase_sentence(section: Section) -> str:
     """Say in which phase the peak falls, in how many methods."""
     phases = Counter(footprint.peak_phase for footprint in _plain(section))
-    return _counted(phases, "owns the peak of", code)
+    return _counted(phases, "The peak is in", code)
 
 
 def _plain(section: Section) -> list[Footprint]:
@@ -118,12 +121,12 @@ def process_sentence(section: Section) -> str:
     baselines = [run.process.baseline_bytes for run in section.runs if run.process is not None and run.status == "ok"]
     least, most = min(baselines), max(baselines)
     if least == most:
-        return f"Before the network is built the process already holds {mib(least)} MiB."
-    text = f"Before the network is built the process already holds {mib(least)} to {mib(most)} MiB."
+        return f"A process holds {mib(least)} MiB before the network is built."
+    text = f"A process holds {mib(least)} to {mib(most)} MiB before the network is built."
     if most > EQUAL_BASELINES * least:
         text += (
-            " **These baselines differ by more than chance**: one of them counts what another process loaded later, so "
-            "compare peaks, and what lies above a baseline only among runs with equal ones."
+            " **These baselines differ by more than chance**, because one of them includes what another process loaded "
+            "later. Compare peaks. Compare what lies above a baseline only between runs with equal baselines."
         )
     return text
 
@@ -131,8 +134,8 @@ def process_sentence(section: Section) -> str:
 def time_sentence() -> str:
     """Say how far the seconds can be trusted, and where better ones are."""
     return (
-        "Seconds inside the phases of the full stream, training and evaluation, mean over seeds. Processes ran side by "
-        "side on shared cores, so these are rough; for ratios between methods take the time benchmarks in `bench/time`."
+        "Seconds of training and evaluation on the full stream, mean over seeds. Processes shared the cores, so these "
+        "are rough. The benchmarks in `bench/time` measure ratios between methods."
     )
 
 
@@ -141,8 +144,8 @@ def fingerprint_sentence(runs: Sequence[RunResult]) -> str:
     known = sum(run.fingerprint is not None for run in runs if run.status == "ok")
     finished = sum(run.status == "ok" for run in runs)
     if known < finished:
-        return f"Only {known} of {plural(finished, 'finished run')} recorded the batches they consumed."
-    return f"Comparable runs among the {plural(finished, 'finished run')} consumed identical batches."
+        return f"Only {known} of {plural(finished, 'finished run')} recorded which batches they learnt from."
+    return f"{plural(finished, 'finished run')}: those that are comparable learnt from identical batches."
 
 
 def environment_sentence(runs: Sequence[RunResult]) -> str:
@@ -151,7 +154,7 @@ def environment_sentence(runs: Sequence[RunResult]) -> str:
     if not environment_values(runs):
         return "No run recorded its environment."
     if not differing:
-        return f"{_sentence_case(plural(len(runs), 'run'))} on one and the same environment."
+        return f"{_sentence_case(plural(len(runs), 'run'))} with the same environment."
     verb = "differs" if len(differing) == 1 else "differ"
     keys = some([plain(key) for key in differing], shown=SHOWN_KEYS)
     return f"The environment is not the same in all {len(runs)} runs: {keys} {verb}."
@@ -194,16 +197,15 @@ def _best(section: Section) -> str:
     return ""
 
 
-def _counted(counts: Counter[str], verb: str, spoken: Callable[[str], str]) -> str:
+def _counted(counts: Counter[str], beginning: str, spoken: Callable[[str], str]) -> str:
+    """Return e.g. "The peak is in `step` for 8 of 14 methods and in `evaluate` for 6."."""
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    if len(ordered) == 1:
-        return (
-            f"{_sentence_case(spoken(ordered[0][0]))} {verb} {'the method' if total == 1 else f'all {total} methods'}."
-        )
     (first, number), *others = ordered
-    rest = "".join(f", {spoken(name)} of {fewer}" for name, fewer in others)
-    return f"{_sentence_case(spoken(first))} {verb} {number} of {total} methods{rest}."
+    if not others:
+        return f"{beginning} {spoken(first)} for {'the method' if total == 1 else f'all {total} methods'}."
+    rest = [f"{spoken(name)} for {fewer}" for name, fewer in others]
+    return f"{beginning} {listed([f'{spoken(first)} for {number} of {total} methods', *rest])}."
 
 
 def _spoken(role: str) -> str:

@@ -30,7 +30,10 @@ def measure_table(result: RunResult) -> str:
     config = "".join(f", {key}={value}" for key, value in spec.config.items())
     allowed = f", budget {spec.budget} (emulated)" if spec.budget else ""
     parts = [
-        wrap(f"{spec.method}{config} on {spec.stream}, {spec.network} (width {spec.width}), {spec.target}"),
+        wrap(
+            f"{spec.method} ({execution_text(result)}){config} on {spec.stream}, {spec.network} (width {spec.width}), "
+            f"{spec.target}"
+        ),
         wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}{allowed}"),
     ]
     if spec.budget and result.footprint is not None and allocator_of(spec.target) == "cpu":
@@ -51,6 +54,11 @@ def measure_table(result: RunResult) -> str:
         parts.append(wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
     parts += _peaks(result)
     return "\n".join(parts)
+
+
+def execution_text(result: RunResult) -> str:
+    """Return how steps were carried out: plain, lean or techniques, and whether that computes something else."""
+    return result.spec.execution + ("" if result.execution.get("exact", True) else ", inexact")
 
 
 def _roles(result: RunResult) -> str:
@@ -122,6 +130,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "budget": {"name": spec.budget, "kept": "emulated"} if spec.budget else None,
         "status": result.status,
         "reason": result.reason,
+        "execution_label": spec.execution,
         "execution": result.execution,
         "peak_bytes": footprint.peak_bytes if footprint else None,
         "peak_task": footprint.peak_task if footprint else None,

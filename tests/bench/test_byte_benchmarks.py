@@ -41,7 +41,7 @@ from clmem.harness.results.record import load_results
 
 def test_bytes(peak_bytes, monkeypatch):
     result = next(load_results(Path(__file__).parent))
-    monkeypatch.setattr(bench.conftest, "run_specs", lambda specs, on_result: on_result(result))
+    monkeypatch.setattr(clmem.bench.conftest, "run_specs", lambda specs, on_result: on_result(result))
     peak_bytes(result.spec)
 """
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,22 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert_refused(arguments, sentence, tmp_path, monkeypatch, capsys)
 
 
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clmem", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"clmem {version('clmem')}\n")
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["clmem", "--debug", "measure", "derp"])
     with pytest.raises(UsageError, match="derpp"):
         main()
 
 
-@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "suites"])
+@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "budgets", "suites", "claims"])
 def test_lists_are_readable_and_available_as_json(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,12 +118,38 @@ def test_lists_are_readable_and_available_as_json(
     entries = json.loads(printed[1])
     assert entries
     assert all(name in printed[0] and description for name, description in entries.items())
-    assert max(map(len, printed[0].splitlines())) <= 110
+    assert max(map(len, printed[0].splitlines())) <= 80
 
 
-def test_a_measurement_adds_up_to_the_byte_and_complains_of_nothing() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list", "methods"),
+        ("list", "networks"),
+        ("measure", "derp"),
+        ("measure", "lightcl@releasd"),
+        ("predict", "derp"),
+        ("fit", "derp"),
+        ("run", "quick", "--method", "derp"),
+        ("probe", "--stream", "split-cifar11"),
+    ],
+    ids=" ".join,
+)
+def test_lists_and_wrong_names_never_import_torch(command: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {command!r}; sys.modules['torch'] = None; from clmem.bench.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if command[0] == "list" else 2), done.stderr
+    assert "torch" not in done.stderr
+
+
+def test_a_measurement_adds_up_and_says_when_it_begins_and_ends() -> None:
     done = clmem("measure", "derpp", "--stream", "split-fashion-mini", "--width", "2", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    begins, ends = done.stderr.strip().splitlines()
+    assert begins.strip() == "begins: derpp on split-fashion-mini: memory"
+    assert ends.strip().startswith("1/1 derpp on split-fashion-mini: peak ")
+    assert done.returncode == 0
     measured = json.loads(done.stdout)
     assert sum(measured["at_peak"].values()) == measured["peak_bytes"] == measured["allocator"]["peak_bytes"]
     assert measured["observer_delta_bytes"] == 0

@@ -11,12 +11,12 @@ import pytest
 import typer
 
 import clmem.bench.app
-import clmem.bench.commands.measure
-import clmem.bench.commands.run
 import clmem.harness.answers.fit
 import clmem.harness.answers.prediction
 import clmem.harness.answers.probe
 import clmem.harness.learning.pretrain
+import clmem.harness.runs.directory
+import clmem.harness.runs.runner
 import clmem.reports.claims.page
 import clmem.reports.report
 from clmem.bench.cli import LONGEST, main
@@ -40,6 +40,7 @@ SPECIAL = {
         f"lr={'[' * 100_000}", f"lr={2**63}", "sgd.lr=Infinity", "sgd.=1", f"sgd.lr={LONG}", "lr\0=1",
     ),
 }  # fmt: skip
+SPECIAL["added"] = SPECIAL["method"]
 SPECIAL |= {"streams": SPECIAL["stream"], "executions": SPECIAL["execution"], "methods": SPECIAL["method"]}
 BEFORE: dict[str, list[str]] = {
     "measure": ["sgd", "--width", "1"],
@@ -79,8 +80,8 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(clmem.bench.app, "app", COMMANDS)
-    monkeypatch.setattr(clmem.bench.commands.measure, "run_specs", begin)
-    monkeypatch.setattr(clmem.bench.commands.run, "run_suite", begin)
+    monkeypatch.setattr(clmem.harness.runs.runner, "run_specs", begin)
+    monkeypatch.setattr(clmem.harness.runs.directory, "run_suite", begin)
     for module, work in (
         (clmem.harness.answers.prediction, "predict"),
         (clmem.harness.learning.pretrain, "pretrain"),

@@ -73,7 +73,7 @@ def test_an_unknown_boundary_is_refused_before_anything_is_learnt(name: str) -> 
 
 
 class OneChannelATask:
-    """An executor under which task t's features are large in channel t alone."""
+    """A runner under which task t's features are large in channel t alone."""
 
     def __init__(self) -> None:
         self.task = -1

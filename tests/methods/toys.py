@@ -106,7 +106,7 @@ def make_task(index: int, size: int = 4, side: int = 8, steps: int = 2) -> Task:
 def make_context(network: Network, **changes: Any) -> MethodContext:
     values: dict[str, Any] = {
         "network": network,
-        "executor": None,
+        "runner": None,
         "num_classes": NUM_CLASSES,
         "num_tasks": NUM_TASKS,
         "image_shape": (3, 8, 8),

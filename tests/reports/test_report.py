@@ -117,7 +117,7 @@ def test_baselines_that_differ_by_more_than_chance_are_pointed_out(memory_run: M
         assert runs[1].process is not None
         runs[1].process.baseline_bytes = baseline * 2**20
         text = report_text(sections(runs))
-        assert f"already holds 527.0 to {baseline}.0 MiB." in text
+        assert f"A process holds 527.0 to {baseline}.0 MiB before" in text
         assert ("baselines differ by more than chance" in text) == loud
 
 
@@ -170,7 +170,7 @@ def test_seconds_are_those_inside_phases_and_said_to_be_rough(accuracy_run: Make
     runs = [accuracy_run("sgd", seed, ROWS, ROWS) for seed in (0, 1)]
     part = report_text(sections(runs)).split("Work and time")[1].split("</details>")[0]
     assert row(part, "sgd")[-1] == "11.0"
-    assert "side by side on shared cores, so these are rough" in part
+    assert "Processes shared the cores, so these are rough" in part
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_report_takes_work_in_proportion_to_its_results(tmp_path: Path, memory
 
 def test_importing_reports_imports_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, reports.report, reports.terminal.runs, harness.results.metrics;"
+        "import sys, clmem.reports.report, clmem.reports.terminal.runs, clmem.harness.results.metrics;"
         "sys.exit(', '.join({'torch', 'matplotlib'} & set(sys.modules)) or None)"
     )
     root = Path(__file__).parents[2]
@@ -256,5 +256,5 @@ def test_methods_that_learn_in_other_logits_are_told_apart(accuracy_run: MakeRun
     for run in runs:
         run.method_config = {"head": "task_il" if run.spec.method == "lightcl" else "class_il"}
     text = report_text(sections(runs))
-    assert "differs: in the logits of the task's classes lightcl; over those of all classes er and sgd." in text
+    assert "two losses: over the task's classes (lightcl), or over all classes (er and sgd)." in text
     assert "What is learnt differs" not in report_text(sections(runs[:2]))

@@ -17,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clmem.harness.errors import LedgerError
+from clmem.harness.memory.ledger.claims import KEPT_ROLES, Claim, roles_in_time
 from clmem.harness.memory.ledger.log import AllocationLog, Block, Blocks
 from clmem.harness.memory.predicting.cublas import CUBLAS
 from clmem.harness.results.record import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
-
-KEPT_ROLES = frozenset({"parameters", "module_buffers", "optimizer", "method_state", "replay"})
-"""Roles that may live from one phase into the next; anything else that does is undeclared state."""
 
 TIMELINE_SAMPLES = 400
 HELD_MIN_BYTES = 2**16
@@ -37,8 +35,8 @@ Fixed = dict[int, list[tuple[int, str]]]
 class Observation:
     """At this mark the block at this address was seen to have this role.
 
-    It has it for its whole life, unless it passes from one kept role to another: the parameters of a column that is
-    frozen become method state.
+    It has it for its whole life, unless it is kept from then on (a gradient that is declared as method state), or
+    passes from one kept role to another (the parameters of a column that is frozen). `claims` decides.
     """
 
     mark: int
@@ -186,25 +184,12 @@ def _locate(log: AllocationLog, blocks: Blocks, mark: int, address: int, nbytes:
 
 
 def _fixed_roles(log: AllocationLog, blocks: Blocks, observations: list[Observation]) -> Fixed:
-    """Return the roles of every observed block. Of two claims the one earlier in ROLES wins.
-
-    Kept roles are claimed together at each look, so a later look that claims another kept role alone changes it.
-    """
-    strongest: dict[int, str] = {}
-    kept: dict[int, dict[int, str]] = {}  # by block and mark: the strongest kept role of that look
+    """Return the roles of every observed block."""
+    claims: dict[int, list[Claim]] = {}
     for seen in observations:
-        key = id(_locate(log, blocks, seen.mark, seen.address, seen.nbytes, seen.role))
-        strongest[key] = min(strongest.get(key, seen.role), seen.role, key=ROLES.index)
-        if seen.role in KEPT_ROLES:
-            looks = kept.setdefault(key, {})
-            looks[seen.mark] = min(looks.get(seen.mark, seen.role), seen.role, key=ROLES.index)
-    fixed: Fixed = {}
-    for key, role in strongest.items():
-        fixed[key] = [(0, role)]
-        if role in KEPT_ROLES:
-            changes = [(log.marks[mark], role) for mark, role in sorted(kept[key].items())]
-            fixed[key] = [(0, changes[0][1]), *(new for old, new in pairwise(changes) if new[1] != old[1])]
-    return fixed
+        block = _locate(log, blocks, seen.mark, seen.address, seen.nbytes, seen.role)
+        claims.setdefault(id(block), []).append(Claim(seen.mark, log.marks[seen.mark], seen.role))
+    return {key: roles_in_time(of_block) for key, of_block in claims.items()}
 
 
 def _role_in(changes: list[tuple[int, str]], state: int) -> str:

@@ -21,8 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Held
-from clmem.harness.memory.ledger.join import KEPT_ROLES, Observation, PhaseSpan, Records, Saved
-from clmem.harness.results.record import ROLES
+from clmem.harness.memory.ledger.claims import KEPT_ROLES, rank
+from clmem.harness.memory.ledger.join import Observation, PhaseSpan, Records, Saved
 from clmem.methods.base import Method
 
 
@@ -162,9 +162,9 @@ class Observer(PhaseMarker):
             for storage in _storages(tensors):
                 sizes = here if self._counts(storage) else elsewhere
                 known = sizes.get(address_of(storage))
-                if known is None or ROLES.index(role) < ROLES.index(known[0]):
+                if known is None or rank(role) < rank(known[0]):
                     sizes[address_of(storage)] = (role, storage.nbytes())
-        declared = dict.fromkeys((role for role in ROLES if role in KEPT_ROLES), 0)
+        declared = dict.fromkeys(KEPT_ROLES, 0)
         for role, nbytes in here.values():
             declared[role] += nbytes
         self.records.declared.append((self.recorder.mark(), declared))

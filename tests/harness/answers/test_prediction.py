@@ -317,7 +317,7 @@ def test_what_a_method_prints_goes_to_stderr(
 def test_a_closed_stream_stays_closed_and_takes_nothing(closed: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import os\nfrom harness.output import printing_to_stderr\n"
+        "import os\nfrom clmem.harness.output import printing_to_stderr\n"
         "with printing_to_stderr():\n    print('a'), os.write(1, b'b')\n"
         f"try:\n    os.fstat({closed})\nexcept OSError:\n    os.write({3 - closed}, b'closed')"
     )

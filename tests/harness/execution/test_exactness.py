@@ -236,16 +236,27 @@ def table_text() -> str:
         if text.startswith("refused"):
             reasons.setdefault(f"`{technique}`: {text.partition(': ')[2]}", []).append(name)
     double, single = (f"{tolerance:g}" for _, tolerance in TOLERANCES.values())
-    return f"""# Which lean technique leaves what is computed as it is
+    return f"""# Which lean techniques are exact, for which method
 
-Made by `python -m tests.harness.execution.test_exactness`. Every method learns two tasks of five steps in float64, and
-two of one step in float32 (ResNet-18 of width 4, images of 16 x 16, trunks frozen from the start, the method's own
-learning rate), plainly and with one technique. In float32 the batches are such that noise in the images is not
-amplified by a ReLU that turns. `exact`: no weight, no running statistic and no output differs by more
-than {double} in float64 and {single} in float32, where sums round in another order and differences grow with the steps.
-`refused`: the combination ends with one sentence before anything is learnt. `inexact`: it computes something else,
-results say so, and no preset uses it. `offload` copies within the host here, and has not been seen on a device.
-`replay_place=host` moves nothing on the CPU and is refused there.
+A lean technique takes a step in less memory. This table says whether it computes the same result as plain execution
+([glossary](glossary.md)).
+
+- `exact`: no weight, running statistic or output differs by more than {double} in float64 and {single} in float32.
+  In float32 sums round in another order, and differences grow with the steps.
+- `refused`: the combination ends with one sentence before anything is learnt. The list below the table has the
+  sentences.
+- `inexact`: it computes something else. Results say so, and no preset uses it.
+
+`python -m tests.harness.execution.test_exactness` writes this page:
+
+- Each method learns two tasks twice: in plain execution and with one technique. The two are compared.
+- A task has five steps in float64 and one step in float32.
+- The network is ResNet-18 of width 4 on images of 16 x 16. Trunks are frozen from the start. The learning rate is the
+  method's own.
+- The batches in float32 are drawn until noise in the images is not amplified. Otherwise a ReLU whose input is next to
+  zero could turn, and move weights by more than any rounding.
+- `offload` copies within the host here. It has not run on a device.
+- `replay_place=host` is not in the table, because it moves nothing on the CPU and is refused there.
 
 {markdown_table(["method", *TECHNIQUES], rows, left=len(TECHNIQUES) + 1)}
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
 from clmem.harness.learning import registry
-from clmem.harness.learning.registry import method_class, method_config, method_names
+from clmem.harness.learning.descriptions import own_description, own_networks
+from clmem.harness.learning.registry import check_execution, method_class, method_config, method_names
+from clmem.harness.networks.resnet18 import NETWORKS
+from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec
 
 Install = Callable[..., None]
@@ -137,7 +140,7 @@ def test_a_truth_value_is_no_number(value: bool) -> None:
 
 def test_settings_that_a_plug_in_cannot_read_are_one_sentence(install: Install) -> None:
     source = (
-        "from pydantic import field_validator\nfrom methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
+        "from pydantic import field_validator\nfrom clmem.methods.sgd import SGD\nclass Good(SGD):\n    name = 'good'\n"
         "    class Config(SGD.Config):\n        @field_validator('lr')\n        @classmethod\n"
         "        def halve(cls, value):\n            return {}['absent']\n"
     )
@@ -159,3 +162,51 @@ def test_settings_that_no_result_can_hold_are_one_sentence(setting: str, said: s
     install({"vast.py": source}, {"good": "vast:Good"})
     with pytest.raises(UsageError, match=f"settings of method 'good' cannot stand in a result: .*{said}"):
         method_config(RunSpec(method="good"))
+
+
+@pytest.mark.parametrize("name", sorted(own_methods()))
+def test_a_file_says_of_its_method_what_the_class_says(name: str) -> None:
+    said, cls = own_description(name), method_class(name)
+    assert said is not None
+    assert said.headline == str(cls.__doc__).partition("\n")[0]
+    assert said.presets == cls.presets
+
+
+def test_files_say_of_networks_what_the_import_says() -> None:
+    assert own_networks() == NETWORKS
+
+
+@pytest.mark.parametrize("execution", ["lean", "lean,trunk_chunk=8"])
+def test_lean_is_refused_for_a_method_without_a_preset(execution: str, install: Install) -> None:
+    install({"heavy.py": GOOD + "    lean = {}\n"}, {"good": "heavy:Good"})
+    check_execution(RunSpec(method="good", execution="trunk_chunk=8"))
+    check_execution(RunSpec(method="sgd", execution=execution))
+    with pytest.raises(UsageError, match=f"method 'good' has no lean preset, so --execution {execution} says nothing"):
+        check_execution(RunSpec(method="good", execution=execution))
+
+
+def test_a_method_takes_its_data_from_a_file_beside_it(install: Install) -> None:
+    data = "[lean]\nconv_slice = 2\n[tuned.split-cifar10]\nlr = 0.5\n[presets.fast]\nlr = 1.0\n"
+    install({"good_plugin.py": GOOD, "good.toml": data}, {"good": "good_plugin:Good"})
+    found = method_class("good")
+    assert found.lean == {"conv_slice": 2}
+    assert method_config(RunSpec(method="good", stream="split-cifar10")).lr == 0.5
+    assert method_config(RunSpec(method="good@fast")).lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "said"),
+    [
+        ("", "[tune]\nlr = 1\n", "'tune', which is none of tuned, presets, lean"),
+        ("    lean = {}\n", "[lean]\n", "'lean', which stands in the class already"),
+        ("", "[lean\n", "TOMLDecodeError"),
+    ],
+)
+def test_a_wrong_data_file_is_one_sentence(code: str, data: str, said: str, install: Install) -> None:
+    install({"good_plugin.py": GOOD + code, "good.toml": data}, {"good": "good_plugin:Good"})
+    assert said in refusal("good")
+
+
+def test_the_data_of_a_base_class_reaches_its_subclasses() -> None:
+    assert method_class("tail-er").lean
+    assert method_class("sparcl-er").presets == {"released": {"masks": "float32"}}

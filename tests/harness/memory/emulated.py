@@ -104,14 +104,14 @@ class EmulatedPeaks(Unwatched):
 def run_out_in(learning: int) -> None:
     """Let the device run out of memory in the backward of the n-th batch (0-based) that is learnt."""
     batches = iter(range(learning + 1))
-    backward = step.Execution._backward
+    backward = step.StepRunner._backward
 
     def until_then(self: step.StepRunner, *arguments: Any) -> None:
         backward(self, *arguments)
         if next(batches) == learning:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    step.Execution._backward = until_then  # type: ignore[method-assign]
+    step.StepRunner._backward = until_then  # type: ignore[method-assign]
 
 
 def main() -> None:

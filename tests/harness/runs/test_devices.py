@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
-from clmem.harness.memory.system import nvml
-from clmem.harness.runs import devices
+from clmem.harness.memory.system import gpu, nvml
+from clmem.harness.memory.watching import device_process
+from clmem.harness.runs import devices, limits
 from clmem.harness.specs.run import RunSpec
 from clmem.harness.specs.targets import allocator_of, device_of
 
@@ -63,7 +64,7 @@ class Cuda:
 def test_on_the_cpu_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     Cuda(monkeypatch, error="asked")
     devices.check_device("cpu")
-    assert devices.describe("cpu", with_services=True) == {}
+    assert gpu.describe("cpu", with_services=True) == {}
 
 
 def test_a_build_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +115,11 @@ def test_on_cuda_a_budget_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPat
     asked: list[tuple[float, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *both: asked.append(both))
-    devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget="2GiB"))
+    limits.limit_reserved(RunSpec(method="sgd", target="cuda", budget="2GiB"))
     (fraction, device), *_ = asked
     assert (device, fraction) == (torch.device("cuda:0"), pytest.approx(0.25))
     with pytest.raises(UsageError, match="allows 9,663,676,416 B but cuda:0 has 8,589,934,592 B"):
-        devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget="9GiB"))
+        limits.limit_reserved(RunSpec(method="sgd", target="cuda", budget="9GiB"))
 
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
@@ -129,7 +130,7 @@ def test_torch_makes_the_very_budget_of_the_share(budget_mib: int, rest_mib: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
         patch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append(share))
-        devices.limit_reserved(RunSpec(method="sgd", target="cuda", budget=str(allowed)))
+        limits.limit_reserved(RunSpec(method="sgd", target="cuda", budget=str(allowed)))
     assert int(asked[0] * total) == allowed
 
 
@@ -138,16 +139,16 @@ def test_what_a_result_says_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**known))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     Library(monkeypatch)
-    assert devices.identity("cuda") == "GPU-1-2"
-    found = devices.describe("cuda", with_services=True)
+    assert gpu.identity("cuda") == "GPU-1-2"
+    found = gpu.describe("cuda", with_services=True)
     assert (found["device"], found["capability"], found["integrated"]) == ("NVIDIA X", "9.0", False)
     assert (found["cudnn"], found["driver"], found["device_bytes"]) == (91002, "580.0", 8 << 30)
-    monkeypatch.setattr(devices.jetson, "jtop_says", lambda: {"power_mode": "MAXN"})
-    assert devices.describe("jetson", with_services=True)["jetson_stats"] == {"power_mode": "MAXN"}
+    monkeypatch.setattr(gpu.jetson, "jtop_says", lambda: {"power_mode": "MAXN"})
+    assert gpu.describe("jetson", with_services=True)["jetson_stats"] == {"power_mode": "MAXN"}
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cudnn.benchmark = True
-        devices.pin("cuda")
+        limits.pin("cuda")
         assert not torch.backends.cudnn.benchmark
         assert not torch.backends.cudnn.allow_tf32
     finally:
@@ -232,9 +233,9 @@ def test_a_board_whose_nvml_knows_no_memory_is_not_taken_for_empty(monkeypatch: 
 
 def test_what_a_process_holds_is_asked_after_each_phase_but_steady_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([100, 300, 200])
-    monkeypatch.setattr(devices, "identity", lambda target: "GPU-1")
+    monkeypatch.setattr(device_process, "identity", lambda target: "GPU-1")
     monkeypatch.setattr(nvml, "process_bytes", lambda uuid: next(answers))
-    watched = devices.DeviceProcess("cuda")
+    watched = device_process.DeviceProcess("cuda")
     for name in ("before_task", "first_step", "step", "after_task"):
         with watched.phase(name, 0):
             pass

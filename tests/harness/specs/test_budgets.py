@@ -9,8 +9,8 @@ from clmem.harness.answers.prediction import predicted_peak_bytes
 from clmem.harness.errors import UsageError
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs.checks import check_spec
-from clmem.harness.runs.devices import limit_process
 from clmem.harness.runs.job import Job, Outcome
+from clmem.harness.runs.limits import limit_process
 from clmem.harness.runs.processes import Workers
 from clmem.harness.specs.budgets import MIB, boards, budget
 from clmem.harness.specs.run import RunSpec

@@ -163,7 +163,7 @@ def test_torch_allocates_the_images_and_labels_and_nothing_else(source: str) -> 
 
 
 def test_the_list_of_streams_needs_neither_torch_nor_numpy() -> None:
-    code = "import sys, harness.streams as s; assert s.STREAMS; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, clmem.harness.streams as s; assert s.STREAMS; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -114,7 +114,7 @@ def test_two_runs_of_one_cell_must_agree_to_the_byte(claim: Claim, run: MakeRun)
 def test_a_preset_that_changed_between_two_runs_is_refused(claim: Claim, run: MakeRun) -> None:
     made = [run("sgd", 300.0, execution="lean"), run("sgd", 100.0, execution="lean", stream="synthetic-cifar10")]
     made[1].execution = {"trunk_chunk": 4}
-    with pytest.raises(UsageError, match=r"execution differs: \{'trunk_chunk': 0\} in sgd"):
+    with pytest.raises(UsageError, match=r"execution differs: \{\} in sgd"):
         measurements_of(claim, made)
 
 

@@ -63,7 +63,7 @@ def test_a_kept_prediction_stands_beside_its_own_run(tmp_path: Path, memory_run:
     save_predictions(tmp_path, [run], [2**20])
     table, sentence = shown(run, tmp_path)
     assert "1,048,576 |        1,048,576 |   +0.0000 |" in table
-    assert sentence.startswith("Predicted without running them: 1 peaks")
+    assert sentence.startswith("1 peak predicted without running anything")
     assert "left out" not in sentence
 
 

@@ -47,7 +47,7 @@ def test_methods_are_compared_seed_by_seed(
     runs = [accuracy_run("sgd", seed, None, matrix(0.5 + 0.2 * seed, 0.9)) for seed in (0, 1, 2)]
     runs += [accuracy_run("ewc", seed, None, matrix(last, 0.9)) for seed, last in enumerate(ewc)]
     assert outcomes(runs) == {"ewc above sgd, task-IL": outcome}
-    told = "0 of 1 expectation; 1 not shown" if outcome.startswith("not") else "of 1 expectation."
+    told = "0 of 1 expectation hold. 1 is not shown" if outcome.startswith("not") else "of 1 expectation hold"
     assert told in expectations_sentence(*sections(runs))
     (found,) = [line for line in expectations_table(*sections(runs)).splitlines() if "ewc above" in line]
     assert shown in found
@@ -109,7 +109,7 @@ def test_nothing_is_said_of_methods_that_are_absent_or_there_twice(memory_run: M
     assert set(outcomes(runs).values()) == {"holds"}
     assert outcomes([*runs, twice]) == {}
     assert expectations_sentence(*sections([*runs, twice])) == ""
-    assert expectations_sentence(*sections(runs)) == "Holding on these numbers: 1 of 1 expectation."
+    assert expectations_sentence(*sections(runs)) == "1 of 1 expectation holds."
 
 
 def test_one_seed_does_not_make_it_clear(accuracy_run: MakeRun) -> None:

@@ -19,7 +19,7 @@ DESIGNED = {
     *("at_peak", "role_peaks", "phases", "allocator", "process", "observer_delta_bytes", "environment"),
 }
 ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "on_host", "reserved_bytes", "fingerprint"}
-ADDED |= {"budget", "status", "reason", "without_cudnn_bytes"}
+ADDED |= {"execution_label", "budget", "status", "reason", "without_cudnn_bytes"}
 
 
 def widest(text: str) -> int:
@@ -49,6 +49,15 @@ def test_measure_table_shows_roles_peaks_and_sum_check(memory_run: MakeRun) -> N
     assert "observer delta = 512 B" in text
     assert "tensor peak, nothing instrumented: 4.0 MiB (4,193,792 B)" in text
     assert "process peak (pinned malloc): 604.0 MiB, 77.0 above a baseline of 527.0" in text
+
+
+@pytest.mark.parametrize("execution", ["plain", "lean", "trunk_chunk=4"])
+def test_the_execution_stands_in_the_header_and_in_json(memory_run: MakeRun, execution: str) -> None:
+    run = memory_run("sgd", {"parameters": 1.0}, execution=execution)
+    assert measure_table(run).startswith(f"sgd ({execution}) on ")
+    assert measure_json(run)["execution_label"] == execution
+    run.execution = {"exact": False}
+    assert measure_table(run).startswith(f"sgd ({execution}, inexact) on ")
 
 
 def test_a_run_on_a_device_says_what_its_process_and_the_board_held(memory_run: MakeRun) -> None:
