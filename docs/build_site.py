@@ -49,13 +49,13 @@ def assemble() -> None:
         copy = SOURCE / plot.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plot, copy)
-    listed = ["# Reference", "What a program imports, as its docstrings describe it.", ""]
-    (SOURCE / "api").mkdir()
+    listed = ["# Python modules", "", "What a program imports, as its docstrings describe it.", ""]
+    (SOURCE / "reference").mkdir()
     for module in MODULES:
         first = (ast.get_docstring(ast.parse(source_of(module).read_text(encoding="utf-8"))) or "").split("\n")[0]
         listed.append(f"- [{module}]({module}.md): {first}")
-        (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n::: {module}\n", encoding="utf-8")
-    (SOURCE / "api" / "index.md").write_text("\n".join(listed) + "\n", encoding="utf-8")
+        (SOURCE / "reference" / f"{module}.md").write_text(f"# {module}\n\n::: {module}\n", encoding="utf-8")
+    (SOURCE / "reference" / "index.md").write_text("\n".join(listed) + "\n", encoding="utf-8")
 
 
 def source_of(module: str) -> Path:
