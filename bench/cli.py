@@ -109,8 +109,6 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         try:
             code = call(arguments)
         except SystemExit as error:  # clmem itself ends no command like this
-            if isinstance(error.__context__, BrokenPipeError):  # typer does where nobody reads on
-                raise error.__context__ from None
             raise ClmemError(f"a method or a library ended the command ({blame(error)})") from error
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "build" / "site-source"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "reports/published/**/*.md")
 MODULES = (
+    "clmem.bench.api",
     "clmem.methods.base",
     "clmem.methods.parts.reservoir",
     "clmem.harness.specs.run",

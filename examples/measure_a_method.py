@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import sys
 
-from clmem.harness.results.record import RunResult
-from clmem.harness.runs.runner import run_specs
-from clmem.harness.specs.run import RunSpec
+import clmem
 
 
 def main(width: int = 16) -> None:
     """Print the bytes of ER and DER++ at their peaks by role, and which roles make the difference."""
-    specs = [RunSpec(method=name, stream="split-fashion-mini", width=width) for name in ("er", "derpp")]
-    results: dict[str, RunResult] = {}
-    run_specs(specs, lambda result: results.update({result.spec.method: result}))
     peaks: dict[str, dict[str, int]] = {}
     for name in ("er", "derpp"):
-        footprint = results[name].footprint
-        if footprint is None or results[name].checks:
-            raise SystemExit(f"{name}: {results[name].status}: {results[name].reason or results[name].checks}")
+        result = clmem.measure(name, stream="split-fashion-mini", width=width)
+        footprint = result.footprint
+        if footprint is None or result.checks:
+            raise SystemExit(f"{name}: {result.status}: {result.reason or result.checks}")
         peaks[name] = footprint.at_peak
         assert sum(footprint.at_peak.values()) == footprint.peak_bytes, "roles add up to the allocator's peak"
     print(f"{'bytes at the peak':<20}{'er':>14}{'derpp':>14}{'difference':>14}")
@@ -32,5 +28,5 @@ def main(width: int = 16) -> None:
     print(f"{'total':<20}{er:>14,}{derpp:>14,}{derpp - er:>+14,}")
 
 
-if __name__ == "__main__":  # runs are processes of their own, which must not run this file again
+if __name__ == "__main__":
     main(*map(int, sys.argv[1:]))

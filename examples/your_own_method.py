@@ -17,10 +17,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clmem.harness.answers.prediction import predict
-from clmem.harness.results.record import RunResult
-from clmem.harness.runs.runner import run_specs
-from clmem.harness.specs.run import RunSpec
+import clmem
 
 
 def announce(folder: Path) -> None:
@@ -36,20 +33,18 @@ def announce(folder: Path) -> None:
 
 def main(width: int = 16) -> None:
     """Print what is predicted for the method, what is measured, and what its state takes."""
-    spec = RunSpec(method="l2-anchor", stream="split-fashion-mini", width=width)
-    predicted = predict(spec).footprint
-    results: list[RunResult] = []
-    run_specs([spec], results.append)
-    measured = results[0].footprint
+    predicted = clmem.predict("l2-anchor", stream="split-fashion-mini", width=width).footprint
+    result = clmem.measure("l2-anchor", stream="split-fashion-mini", width=width)
+    measured = result.footprint
     if predicted is None or measured is None:
-        raise SystemExit(f"{results[0].status}: {results[0].reason}")
+        raise SystemExit(f"{result.status}: {result.reason}")
     print(f"predicted peak  {predicted.peak_bytes:>14,} bytes, without running a step")
     print(f"measured peak   {measured.peak_bytes:>14,} bytes")
     print(f"the anchor      {measured.role_peaks['method_state']:>14,} bytes, one copy of the parameters")
     print(f"the parameters  {measured.role_peaks['parameters']:>14,} bytes")
 
 
-if __name__ == "__main__":  # runs are processes of their own, which must not run this file again
+if __name__ == "__main__":
     with TemporaryDirectory() as temporary:
         announce(Path(temporary))
         main(*map(int, sys.argv[1:]))

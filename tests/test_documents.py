@@ -23,7 +23,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def shell_lines(document: Path) -> list[str]:
     """Command lines in fenced blocks (prompts stripped, continuation lines joined)."""
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    fenced = re.findall(r"```(\w*)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = [text for language, text in fenced if language in ("", "bash", "sh", "console")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ").strip() for line in lines]
 
