@@ -9,7 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from clmem.bench.app import app
-from clmem.harness.answers.probe import probe
+from clmem.harness.answers import probe as probe_module
+from clmem.harness.answers.probe import Layer, Probe, probe
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning.build import build
@@ -65,6 +66,33 @@ def test_plasticity_and_stability_are_what_their_formulas_say() -> None:
         assert layer.plasticity == layer.accuracy / found.accuracy
         assert layer.stability == pytest.approx(stability[layer.boundary], abs=1e-5)
     assert list(dict.fromkeys(told)) == ["nothing frozen", "frozen before layer2", "frozen before fc"]
+
+
+class Look:
+    """What one run of a probe saw, put down by hand."""
+
+    def __init__(self, accuracies: list[float], stability: dict[str, list[float]] | None = None) -> None:
+        self.accuracies, self.stability = accuracies, stability or {}
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, whole: Look, frozen: Look) -> Probe:
+    looks = [whole, frozen]
+    monkeypatch.setattr(probe_module, "_learn", lambda *given: looks.pop(0))
+    return probe(spec("sgd"), {"fc": spec("tail-sgd", boundary="fc")})
+
+
+def test_a_probe_takes_means_over_new_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = probed(monkeypatch, Look([0.75, 0.85], {"fc": [0.5, -0.25]}), Look([0.1, 0.3]))
+    assert (found.accuracy, found.tasks) == (pytest.approx(0.8), 2)
+    (layer,) = found.layers
+    assert (layer.boundary, layer.stability) == ("fc", 0.125)
+    assert layer.accuracy == pytest.approx(0.2)
+    assert layer.plasticity == pytest.approx(0.25)
+
+
+def test_a_probe_of_nothing_learnt_has_no_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = probed(monkeypatch, Look([0.0, 0.0], {"fc": [0.5, float("nan")]}), Look([0.1, 0.1]))
+    assert found == Probe(0.0, 2, [Layer("fc", 0.1, None, None)])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clmem.reports.data.units import MIB, Statistic, count, mib, plural, share
+from clmem.reports.data.units import MIB, Statistic, count, listed, mib, plural, share
 
 
 def test_mib_are_powers_of_two_with_one_decimal() -> None:
@@ -27,6 +27,14 @@ def test_deviation_is_the_sample_deviation_over_seeds() -> None:
     assert statistic.percent() == "73.0 ± 3.6"
 
 
+def test_two_seeds_deviate_by_their_difference_over_root_two() -> None:
+    statistic = Statistic.of([0.5, 0.7])
+    assert statistic is not None
+    assert (statistic.mean, statistic.n) == (pytest.approx(0.6), 2)
+    assert statistic.deviation == pytest.approx(0.2 / 2**0.5)
+    assert statistic.percent() == "60.0 ± 14.1"
+
+
 def test_one_seed_has_no_deviation() -> None:
     statistic = Statistic.of([0.712])
     assert statistic is not None
@@ -45,5 +53,11 @@ def test_a_rounded_negative_zero_loses_its_sign() -> None:
 
 def test_shares_and_plurals() -> None:
     assert share(62, 100) == "62 %"
+    assert (share(1, 3), share(3, 4), share(5, 4), share(0, 7)) == ("33 %", "75 %", "125 %", "0 %")
     assert share(0, 0) == "—"
     assert (plural(1, "run"), plural(2, "run")) == ("1 run", "2 runs")
+
+
+def test_counts_have_thousands_and_lists_an_and() -> None:
+    assert count(1_234_567) == "1,234,567"
+    assert (listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])) == ("a", "a and b", "a, b and c")
