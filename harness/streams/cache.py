@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import read_text
-from clmem.harness.streams import cifar, idx, tinyimagenet
 from clmem.harness.streams.archives import cache_folder
 from clmem.harness.streams.catalog import StreamInfo, lookup
 from clmem.harness.streams.samples import ArrayImages, DataSet, Split, open_images, read_header, read_labels
@@ -47,13 +47,6 @@ Part = tuple[str, tuple[int, ...], Iterable[bytes | memoryview]]
 
 Converter = Callable[[Path, "str | Path | None"], None]
 
-CONVERTERS: dict[str, Converter] = {
-    "split-fashion-mnist": lambda folder, root: idx.convert(folder, idx.FASHION_MNIST, root),
-    "split-cifar10": lambda folder, root: cifar.convert(folder, cifar.CIFAR10, root),
-    "split-cifar100": lambda folder, root: cifar.convert(folder, cifar.CIFAR100, root),
-    "split-tinyimagenet": lambda folder, root: tinyimagenet.convert(folder, tinyimagenet.TINY_IMAGENET, root),
-}
-
 _EMBEDDED = Path(__file__).parent.parent / "data" / "fashion_mnist_mini.npz"
 
 
@@ -68,7 +61,7 @@ def prepare(name: str, data_root: str | Path | None = None) -> None:
     Concurrent callers wait for the first. Raises UsageError.
     """
     info = lookup(name)
-    if name not in CONVERTERS:
+    if not info.archive:
         return
     target = prepared_folder(name)
     try:
@@ -76,7 +69,7 @@ def prepare(name: str, data_root: str | Path | None = None) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _alone(target):
                 if not target.exists():
-                    _convert(target, CONVERTERS[name], data_root)
+                    _convert(target, _converter(info), data_root)
     except (OSError, NotImplementedError) as error:  # the latter from file systems without locks
         raise UsageError(
             f"{name} could not be prepared in {target.parent} ({error}); check its permissions and free space, "
@@ -127,6 +120,12 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
+def _converter(info: StreamInfo) -> Converter:
+    module, name = info.archive.split(":")
+    reader = import_module(f"{__package__}.{module}")
+    return lambda folder, root: reader.convert(folder, getattr(reader, name), root)
+
+
 def _convert(target: Path, convert: Converter, data_root: str | Path | None) -> None:
     for abandoned in target.parent.glob(f".{target.name}.*"):
         # The lock is ours, so whoever began this was killed.
@@ -163,7 +162,7 @@ def _open(folder: Path, info: StreamInfo) -> DataSet:
 
 def _open_split(folder: Path, half: str, info: StreamInfo) -> Split:
     images, labels = open_images(folder / f"{half}_images.npy"), read_labels(folder / f"{half}_labels.npy")
-    expected = GREY_SHAPE if info.data == "idx" else info.image_shape
+    expected = GREY_SHAPE if info.archive.startswith("idx:") else info.image_shape
     if images.shape[1:] != expected or labels.shape != images.shape[:1] or not labels.size:
         raise ValueError(f"{half} images of shape {images.shape} with labels of shape {labels.shape}")
     if labels.max() >= info.num_classes:

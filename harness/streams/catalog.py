@@ -20,20 +20,22 @@ PAD = 4
 class StreamInfo:
     """One stream. Classes are split into tasks of equal size in natural order.
 
-    image_shape: of a raw sample, (channels, height, width).
+    archive: for data from an archive, `module:NAME` of its reader and its description in this folder, such as
+    `cifar:CIFAR10`; empty for other data. image_shape: of a raw sample, (channels, height, width).
     mean, std: of each channel in ten-thousandths of full scale: integers, so that they print and hash alike anywhere.
     flip: whether half of the training images are mirrored.
     """
 
     name: str
     description: str
-    data: Literal["mini", "idx", "cifar", "tinyimagenet", "synthetic", "folder"]
+    data: Literal["mini", "archive", "synthetic", "folder"]
     num_tasks: int
     num_classes: int
     image_shape: tuple[int, int, int]
     mean: tuple[int, int, int]
     std: tuple[int, int, int]
     flip: bool
+    archive: str = ""
 
     @property
     def tasks(self) -> list[range]:
@@ -47,7 +49,7 @@ def _synthetic(like: StreamInfo) -> StreamInfo:
     classes = like.num_classes // like.num_tasks
     text = f"noise, {channels} x {height} x {width}, {like.num_tasks} tasks of {classes} classes"
     name = like.name.replace("split-", "synthetic-")
-    return replace(like, name=name, description=f"{text}: memory only, no accuracy", data="synthetic")
+    return replace(like, name=name, description=f"{text}: memory only, no accuracy", data="synthetic", archive="")
 
 
 # Constants: the published per-channel statistics of each training set. Fashion-MNIST's are those of its 28 x 28
@@ -67,12 +69,14 @@ _FASHION = replace(
     _MINI,
     name="split-fashion-mnist",
     description="Fashion-MNIST, 60,000 + 10,000 images, 5 tasks of 2 classes",
-    data="idx",
+    data="archive",
+    archive="idx:FASHION_MNIST",
 )
 _CIFAR10 = StreamInfo(
     name="split-cifar10",
     description="CIFAR-10, 50,000 + 10,000 images, 5 tasks of 2 classes",
-    data="cifar",
+    data="archive",
+    archive="cifar:CIFAR10",
     num_tasks=5,
     num_classes=10,
     image_shape=(3, 32, 32),
@@ -83,7 +87,8 @@ _CIFAR10 = StreamInfo(
 _CIFAR100 = StreamInfo(
     name="split-cifar100",
     description="CIFAR-100, 50,000 + 10,000 images, 10 tasks of 10 classes",
-    data="cifar",
+    data="archive",
+    archive="cifar:CIFAR100",
     num_tasks=10,
     num_classes=100,
     image_shape=(3, 32, 32),
@@ -94,7 +99,8 @@ _CIFAR100 = StreamInfo(
 _TINY = StreamInfo(
     name="split-tinyimagenet",
     description="TinyImageNet, 100,000 + 10,000 images of 64 x 64, 10 tasks of 20 classes",
-    data="tinyimagenet",
+    data="archive",
+    archive="tinyimagenet:TINY_IMAGENET",
     num_tasks=10,
     num_classes=200,
     image_shape=(3, 64, 64),

@@ -9,7 +9,7 @@ import pickle
 import signal
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clmem.harness.streams import archives, cache, cifar, idx, tinyimagenet
+from clmem.harness.streams import archives, cifar, idx, tinyimagenet
 
 UNREACHABLE = "http://127.0.0.1:9/"
 
@@ -60,10 +60,6 @@ def data_root(tmp_path: Path) -> Path:
     return folder
 
 
-def _install(monkeypatch: pytest.MonkeyPatch, name: str, convert: Callable[..., None], source: Any) -> None:
-    monkeypatch.setitem(cache.CONVERTERS, name, lambda folder, root: convert(folder, source, root))
-
-
 @pytest.fixture
 def tiny_fashion(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Write four gzipped idx files (40 training, 20 test images) and make their checksums the expected ones."""
@@ -82,7 +78,7 @@ def tiny_fashion(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
                 f"{stem}-{kind}-ubyte", sha256(packed), len(packed), sha256(content), len(content)
             )
     monkeypatch.setattr(idx, "_URL", UNREACHABLE)
-    _install(monkeypatch, "split-fashion-mnist", idx.convert, idx.IdxSource(**files))
+    monkeypatch.setattr(idx, "FASHION_MNIST", idx.IdxSource(**files))
     return arrays
 
 
@@ -118,7 +114,7 @@ def tiny_cifar(request: pytest.FixtureRequest, data_root: Path, monkeypatch: pyt
             train=tuple((file, sha256(contents[file])) for file, _ in source.train),
             test=tuple((file, sha256(contents[file])) for file, _ in source.test),
         )
-        _install(monkeypatch, name, cifar.convert, expected)
+        monkeypatch.setattr(cifar, {"split-cifar10": "CIFAR10", "split-cifar100": "CIFAR100"}[name], expected)
         train = [file for file, _ in source.train]
         made[name] = {
             "train_images": np.concatenate([images[file] for file in train]).reshape(-1, 3, 32, 32),
@@ -154,5 +150,5 @@ def tiny_imagenet(request: pytest.FixtureRequest, data_root: Path, monkeypatch: 
             file.extractall(data_root)
         archive.unlink()
     source = replace(source, archive=expected, train_per_class=1, num_test=200)
-    _install(monkeypatch, "split-tinyimagenet", tinyimagenet.convert, source)
+    monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", source)
     return words

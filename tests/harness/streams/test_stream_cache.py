@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
-from clmem.harness.streams import cache, open_stream, prepare
+from clmem.harness.streams import cache, idx, open_stream, prepare, tinyimagenet
 from clmem.harness.streams.samples import ArrayImages, open_images
 
 NAME = "split-fashion-mnist"
@@ -47,14 +47,14 @@ def test_embedded_and_synthetic_streams_need_no_cache(tmp_path: Path) -> None:
 def test_concurrent_callers_convert_once(
     tiny_fashion: dict[str, np.ndarray], data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert, calls = cache.CONVERTERS[NAME], []
+    convert, calls = idx.convert, []
 
-    def slow(folder: Path, root: str | Path | None) -> None:
+    def slow(folder: Path, source: idx.IdxSource, root: str | Path | None) -> None:
         calls.append(folder)
         time.sleep(0.1)
-        convert(folder, root)
+        convert(folder, source, root)
 
-    monkeypatch.setitem(cache.CONVERTERS, NAME, slow)
+    monkeypatch.setattr(idx, "convert", slow)
     threads = [threading.Thread(target=prepare, args=(NAME, data_root)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -222,18 +222,23 @@ def test_damaged_prepared_data_is_named_with_the_remedy(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to write to")
-@pytest.mark.parametrize("name", [NAME, "split-tinyimagenet"])
+@pytest.mark.parametrize(("name", "reader"), [(NAME, idx), ("split-tinyimagenet", tinyimagenet)])
 @pytest.mark.parametrize("tiny_imagenet", ["extracted"], indirect=True)
 def test_a_full_disk_is_named_and_leaves_nothing(
-    name: str, tiny_fashion: object, tiny_imagenet: object, data_root: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    reader: Any,
+    tiny_fashion: object,
+    tiny_imagenet: object,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    convert = cache.CONVERTERS[name]
+    convert = reader.convert
 
-    def onto_a_full_disk(folder: Path, root: str | Path | None) -> None:
+    def onto_a_full_disk(folder: Path, source: object, root: str | Path | None) -> None:
         (folder / "train_images.npy").symlink_to("/dev/full")
-        convert(folder, root)
+        convert(folder, source, root)
 
-    monkeypatch.setitem(cache.CONVERTERS, name, onto_a_full_disk)
+    monkeypatch.setattr(reader, "convert", onto_a_full_disk)
     with pytest.raises(UsageError, match=rf"{name} could not be prepared in .*free space"):
         prepare(name, data_root)
     left = [item.name for item in cache.prepared_folder(name).parent.iterdir() if not item.name.endswith(".lock")]
