@@ -109,6 +109,24 @@ def test_gradients_are_seen_as_they_arrive_once_each() -> None:
     assert sorted((seen.role, seen.nbytes) for seen in arrived) == [("gradients", 12), ("gradients", 20)]
 
 
+def test_a_gradient_is_seen_before_an_older_hook_drops_it() -> None:
+    observer = Observer(Counter())
+    weight = torch.ones(3, requires_grad=True)
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    weight.register_post_accumulate_grad_hook(drop)
+    observer.attach_state(lambda: {"parameters": [weight]})
+    observer.scan()
+    weight.sum().backward()
+    assert [(seen.role, seen.nbytes) for seen in observer.records.observations] == [
+        ("parameters", 12),
+        ("gradients", 12),
+    ]
+    assert weight.grad is None
+
+
 def test_every_tensor_is_told_with_its_role() -> None:
     told: list[tuple[int, str]] = []
     observer = Observer(Counter(), annotate=lambda tensor, role: told.append((tensor.numel(), role)))
