@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 KEPT_ROLES = ("parameters", "module_buffers", "optimizer", "method_state", "replay")
-"""Roles that may live from one phase into the next; anything else that does is undeclared state."""
+"""Roles that may live from one phase into the next; anything else that does is undeclared state. They win over passing
+roles, because these bytes stay when the gradient or the batch that also holds them is gone."""
 
-CLAIM_ORDER = (*KEPT_ROLES, "gradients", "input", "activations")
-"""Of several claims in one look the first in this order wins.
-
-What somebody keeps comes first, because those bytes stay when the gradient, the batch or the graph that also holds them
-is gone. Gradients and inputs were seen as such. That autograd saved a tensor says only who else needs it.
-"""
+PASSING_ROLES = ("gradients", "input")
+"""Roles that looks see for a while. They win over what autograd saves, which says only who else needs a tensor."""
 
 
 def rank(role: str) -> int:
-    """Return the place of a role in the order of claims; the lowest wins. Raises ValueError for what none can claim."""
-    return CLAIM_ORDER.index(role)
+    """Return a role's place among claims of one look; the lowest wins. Raises ValueError for what none can claim."""
+    return (*KEPT_ROLES, *PASSING_ROLES).index(role)
 
 
 def winner(roles: Iterable[str]) -> str:

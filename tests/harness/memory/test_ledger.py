@@ -495,6 +495,17 @@ def test_a_network_that_was_replaced_and_lives_on_is_explained() -> None:
         join(script.log, script.records)
 
 
+def test_phases_are_listed_in_the_order_of_a_task() -> None:
+    script = Script()
+    for number, name in enumerate(("evaluate", "of our own", "step", "before_task", "step")):
+        start = script.mark()
+        script.allocate(number, number + 1)
+        script.observe(number, "replay")
+        script.phase(start, name)
+    phases = join(script.log, script.records).footprint.phases
+    assert list(phases.items()) == [("before_task", 10), ("step", 15), ("evaluate", 1), ("of our own", 3)]
+
+
 def test_a_recording_without_phases_is_refused() -> None:
     with pytest.raises(LedgerError, match="no phase was recorded"):
         join(AllocationLog([], {}), Records())

@@ -67,6 +67,22 @@ def test_a_kept_prediction_stands_beside_its_own_run(tmp_path: Path, memory_run:
     assert "left out" not in sentence
 
 
+def test_errors_are_percentages_and_the_farthest_is_named(tmp_path: Path, memory_run: Any) -> None:
+    runs = [run_of(memory_run, method) for method in ("sgd", "er", "ewc")]
+    save_predictions(tmp_path, runs, [1_058_942, 1_017_119, None])  # of 1,048,576: 10,366 more and 31,457 less
+    (section,) = sections(runs)
+    predictions = load_predictions(tmp_path)
+    rows = [line.replace(" ", "") for line in predictions_table(section, predictions).splitlines()[2:]]
+    assert sorted(rows) == [
+        "|er|1,017,119|1,048,576|-3.0000|",
+        "|ewc||1,048,576||",
+        "|sgd|1,058,942|1,048,576|+0.9886|",
+    ]
+    assert predictions_sentence(section, predictions) == (
+        "Predicted without running them: 2 peaks, the largest error -3.0000 % (er)."
+    )
+
+
 @pytest.mark.parametrize(
     "changes",
     [

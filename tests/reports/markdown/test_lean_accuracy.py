@@ -45,6 +45,13 @@ def test_a_difference_that_all_pairs_share_is_found(accuracy_run: MakeRun) -> No
     )
 
 
+def test_a_difference_counts_from_two_standard_errors_on(accuracy_run: MakeRun) -> None:
+    # six differences of -1, 0 and 1 point around the gain, twice each: sqrt(4 / 5 / 6) points of standard error, 0.365
+    for gain, said in ((0.006, "within"), (0.009, "**more than**"), (-0.006, "within"), (-0.009, "**more than**")):
+        (section,) = sections(runs(accuracy_run, gain))
+        assert f"{100 * gain:+.1f} ± 0.4 points over 6 pairs, {said} two" in lean_accuracy_sentence(section)
+
+
 def test_nothing_is_said_where_nothing_was_carried_out_lean(accuracy_run: MakeRun) -> None:
     plain = [run for run in runs(accuracy_run, 0.0) if run.spec.execution == "plain"]
     assert lean_accuracy_table(*sections(plain)) == lean_accuracy_sentence(*sections(plain)) == ""
