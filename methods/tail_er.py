@@ -24,6 +24,7 @@ class TailER(ER):
     """Learn the batch together with replayed samples, with the tail of the network."""
 
     name = "tail-er"
+    stage_settings = ("boundary",)
     tuned = searched(lr=0.06)
     lean = WHOLE
 

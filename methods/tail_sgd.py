@@ -23,6 +23,7 @@ class TailSGD(Method):
     """Learn every batch as it comes, with the tail of the network."""
 
     name = "tail-sgd"
+    stage_settings = ("boundary",)
     tuned = searched(lr=0.01)
     lean = WHOLE
 

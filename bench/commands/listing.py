@@ -80,9 +80,9 @@ def _list_claims() -> dict[str, str]:
 
 
 def _list_networks() -> dict[str, str]:
-    from clmem.harness.networks.resnet18 import NETWORKS
+    from clmem.harness.networks.registry import network_descriptions
 
-    return NETWORKS
+    return network_descriptions()
 
 
 _LISTS: dict[str, Callable[[], dict[str, str]]] = {
