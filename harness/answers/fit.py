@@ -249,5 +249,5 @@ def _point(spec: RunSpec, recorded: Recorded, size: int, limit: int | None, own:
 
 def sized(spec: RunSpec, axis: Axis, size: int) -> RunSpec:
     """Return the spec with that batch or that side of images."""
-    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px"}
+    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px", "image_size": None}
     return spec.model_copy(update=changed)

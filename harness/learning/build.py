@@ -60,6 +60,8 @@ def build(
         data_root=sources.data_root,
         joint=cls.joint,
         validate=spec.evaluate_on == "validation",
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
     )
     new_network = partial(
         build_network,

@@ -130,6 +130,7 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
         **{"execution": f"micro_batch={size}" if size else PLAIN, "weights": None, "target": "cpu"},
         "width": architecture(spec.network).narrowest(NARROW),
         **{"stream": f"synthetic-{image_shape[1]}px", "evaluate_on": "test"},
+        **{"num_classes": None, "image_size": None},
         "batch_size": _smaller(spec.batch_size, size),
         "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
     }
