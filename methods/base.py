@@ -101,13 +101,45 @@ class Trunk:
     bn: Literal["eval", "train"] = "eval"
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of a network whose channels can be pruned, by module names.
+
+    norm: the batch norm behind it. summed: the convolutions of one name are added to each other.
+    reads: the convolution whose channels are its inputs; None for images, and for a shortcut, whose inputs stay.
+    depth: the number of its layer, of which the stem is 0. relu: the ReLU that its channels go through next, None for a
+    shortcut.
+    """
+
+    name: str
+    norm: str
+    summed: str
+    reads: str | None
+    depth: int
+    relu: str | None
+
+
 class Network(nn.Module):
-    """What a method learns: a chain of named stages, from images [n, 3, H, W] to logits [n, all classes]."""
+    """What a method learns: a chain of named stages, from images [n, 3, H, W] to logits [n, all classes].
+
+    A subclass must define `boundaries`, `tail_stage`, `run` and `stage_modules`. What else it says of itself lets more
+    methods and techniques work on it. Stages of one name before the last dot are a layer: `layer2.0` and `layer2.1`.
+    """
 
     @property
     def boundaries(self) -> list[str]:
         """Names of the stages in order; the network can be split before any of them but the first."""
         raise NotImplementedError
+
+    @property
+    def tail_stage(self) -> str:
+        """The first stage that learns where a trunk is frozen, unless a method is told otherwise."""
+        raise NotImplementedError
+
+    @property
+    def head_stage(self) -> str:
+        """The last stage; its name is also that of the module that makes the logits."""
+        return self.boundaries[-1]
 
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
         """Run the stages from `start` (included) to `stop` (excluded); None is the beginning and the end."""
@@ -117,6 +149,35 @@ class Network(nn.Module):
         """Return the modules that lie before `boundary`. Raises for a boundary that the network lacks."""
         raise NotImplementedError
 
+    def stage_index(self, boundary: str) -> int:
+        """Return the position of a stage; the name of a layer stands for its first stage.
+
+        Raises ValueError for a boundary that the network lacks.
+        """
+        for index, name in enumerate(self.boundaries):
+            if name == boundary or layer_of(name) == boundary:
+                return index
+        raise ValueError(f"this network has no boundary {boundary!r}; its stages are {', '.join(self.boundaries)}")
+
+    @property
+    def feature_relus(self) -> list[str]:
+        """Names of the ReLUs that give maps of features, in order; each runs once in a forward."""
+        return []
+
+    def closing_relu(self, stage: str) -> str | None:
+        """Return the name of the ReLU that gives a stage's maps [n, C, h, w] and runs once; None where none does."""
+        return None
+
+    def relus_in_place(self) -> None:
+        """Let every ReLU whose input nothing else needs, from now on, overwrite it."""
+
+    def sums_in_place(self) -> None:
+        """Let every residual sum, from now on, overwrite a term that nothing else needs."""
+
+    def convolutions(self) -> list[Convolution]:
+        """Return the convolutions in order; none if the network does not say what a pruned channel takes with it."""
+        return []
+
     def is_divisible(self, stage: str) -> bool:
         """Return whether `run_parts` runs a stage in more parts than one."""
         return False
@@ -124,6 +185,19 @@ class Network(nn.Module):
     def run_parts(self, stage: str, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
         """Run one stage, each of its parts by `run(function, *inputs)`."""
         raise NotImplementedError
+
+    def own_name(self, name: str) -> str:
+        """Return this network's name of a tensor that others' weights files call `name`."""
+        return name
+
+    def advice_on(self, name: str, shape: tuple[int, ...]) -> str:
+        """Return what to do about a weights file whose tensor of that name has another shape; empty if unknown."""
+        return ""
+
+
+def layer_of(stage: str) -> str:
+    """Return the layer that a stage belongs to: what stands before its last dot, or all of its name."""
+    return stage.rpartition(".")[0] or stage
 
 
 class OpenElements(Protocol):
@@ -223,6 +297,9 @@ class Method:
     lean: ClassVar[Mapping[str, object]] = {}
     """The smallest exact execution that was found for it and takes under twice the plain step's time, by technique
     (`harness/specs/techniques.py`)."""
+    stage_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a stage. In them `tail` is the network's `tail_stage`, `before_tail` the stage before that and
+    `head` its `head_stage`; a method is given the stage's own name."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Techniques that it cannot be carried out with, and why."""
     checkpointed: ClassVar[tuple[str, ...]] = ()

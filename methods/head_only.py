@@ -25,6 +25,6 @@ class HeadOnly(TailSGD):
     class Config(TailSGD.Config):
         """Hyper-parameters."""
 
-        boundary: Literal["fc"] = Field("fc", description="first stage that learns (what the method is)")
+        boundary: Literal["head"] = Field("head", description="first stage that learns (what the method is)")
 
     config: Config

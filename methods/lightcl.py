@@ -6,9 +6,9 @@ Wang et al., "LightCL: Compact Continual Learning with Low Memory Footprint For 
     task t > 0:  loss = CE(f(x), y) + beta sum_l sum_{c in K_l} ||F_l,c(M) - F*_l,c||^2 + beta ||f(M) - z*||^2
 
 over the current task's slice of logits, learning only the layers from `boundary` on. M: `memory_size` images, fixed
-during a task. F_l: outputs of the ReLUs of layer4. F*, z*: features and logits of M under the weights at the start of
-the task. K_l: the channels that mattered to an earlier task, score s_c = sum |F_l,c| over one of its batches. All sums
-are sums, not means. Each step is two forwards, M and then the batch, and one backward.
+during a task. F_l: outputs of the ReLUs of the tail, layer4 in a ResNet. F*, z*: features and logits of M under the
+weights at the start of the task. K_l: the channels that mattered to an earlier task, score s_c = sum |F_l,c| over one
+of its batches. All sums are sums, not means. Each step is two forwards, M and then the batch, and one backward.
 
 Their order changes running statistics a little, and bytes: the graph of the first is held while the second runs through
 the trunk, and while the second's backward runs. The batch first would take 5 MiB more at 32 x 32 and 21 MiB less at
@@ -43,7 +43,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clmem.methods.base import Batch, Method, MethodContext, Network, Outputs, Step, Task, Term, Trunk
 from clmem.methods.parts.channels import top_channels
@@ -55,6 +55,7 @@ class LightCL(Method):
     """LightCL: freezes the early layers and penalises changes to the features of a few images."""
 
     name = "lightcl"
+    stage_settings = ("boundary", "first_boundary")
     checkpointed: ClassVar[tuple[str, ...]] = ("memory", "features", "logits", "masks", "buffer", "weight_masks")
 
     class Config(TailConfig):
@@ -65,7 +66,9 @@ class LightCL(Method):
             "task_il", description="cross-entropy over the current task's slice (released code), or over all classes"
         )
         boundary: str = Field(
-            "layer4", description="first stage that learns (released code; the paper's memory column implies layer3.1)"
+            "tail",
+            description="first stage that learns; `tail` is the network's own (released code: layer4; the paper's "
+            "memory column implies layer3.1)",
         )
         first_boundary: str | None = Field(
             None,
@@ -97,8 +100,8 @@ class LightCL(Method):
             )
         self._trunk_of(1)  # raises for an impossible boundary now, not after task 0
         first = config.first_boundary
-        modules = context.network.stage_modules
-        if first is not None and len(modules(first)) > len(modules(config.boundary)):
+        index = context.network.stage_index
+        if first is not None and index(first) > index(config.boundary):
             raise ValueError(
                 f"first_boundary is {first!r}, behind boundary {config.boundary!r}, so that layers frozen in task 0 "
                 "would learn later; choose an earlier first_boundary"
@@ -194,27 +197,39 @@ class LightCL(Method):
 
 
 def tail_relus(network: Network, boundary: str) -> tuple[str, ...]:
-    """Return the names of layer4's ReLUs that lie from `boundary` on: the frozen ones have nothing to learn."""
-    frozen = {id(module) for module in trunk_modules(network, boundary)}
-    named = network.named_modules()
-    relus = ((name, module) for name, module in named if name.startswith("layer4.") and isinstance(module, nn.ReLU))
-    return tuple(name for name, module in relus if id(module) not in frozen)
+    """Return the names of the tail's ReLUs that lie from `boundary` on: the frozen ones have nothing to learn.
+
+    Raises ValueError where there is none, because LightCL would then hold no features.
+    """
+    frozen = {id(module) for stage in (boundary, network.tail_stage) for module in trunk_modules(network, stage)}
+    names = tuple(name for name in network.feature_relus if id(network.get_submodule(name)) not in frozen)
+    if not names:
+        raise ValueError(
+            f"no ReLU that could be watched lies from boundary {boundary!r} on, so there are no features to hold; "
+            "choose an earlier boundary, or a network with such ReLUs, as resnet18 has"
+        )
+    return names
 
 
 def feature_drift(features: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """Return sum_{c in mask} ||F_c - F*_c||^2: features and reference [m, C, h, w], mask bool [C] or None for all.
+    """Return sum_{c in mask} ||F_c - F*_c||^2: features and reference [m, C, ...], mask bool [C] or None for all.
 
     `mse_loss` saves F and F*, which live anyway; F - F* would be one more map (480 KiB at 15 x 512 x 4 x 4).
     """
     if mask is None:
         return F.mse_loss(features, reference, reduction="sum")
-    by_channel = F.mse_loss(features, reference, reduction="none").sum((0, 2, 3))
+    by_channel = F.mse_loss(features, reference, reduction="none").sum(all_but_channels(features))
     return (by_channel * mask).sum()
 
 
 def important_channels(features: Tensor, keep_ratio: float, channels: int | None = None) -> Tensor:
-    """Return a bool mask [C] of the channels of features [n, C, h, w] with the largest sum |F_c|.
+    """Return a bool mask [C] of the channels of features [n, C, ...] with the largest sum |F_c|.
 
     channels: of how many the ratio is taken, if not of C.
     """
-    return top_channels(features.abs().sum((0, 2, 3)), keep_ratio, channels)
+    return top_channels(features.abs().sum(all_but_channels(features)), keep_ratio, channels)
+
+
+def all_but_channels(features: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of features [n, C, ...] that a channel's sum goes over."""
+    return (0, *range(2, features.ndim))

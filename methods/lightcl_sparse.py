@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from clmem.methods.base import MethodContext
 from clmem.methods.lightcl import LightCL
-from clmem.methods.parts.channels import Ranking, in_full, kept_channels, pruned_weights
+from clmem.methods.parts.channels import Ranking, convolutions, in_full, kept_channels, pruned_weights
 
 
 class LightCLSparse(LightCL):
@@ -48,9 +48,9 @@ class LightCLSparse(LightCL):
         """Hyper-parameters; defaults of the released code unless noted."""
 
         first_boundary: str | None = Field(
-            "layer3.1",
-            description="first stage that task 0 learns when the trunk is frozen from the start (released code); "
-            "None: that of the others",
+            "before_tail",
+            description="first stage that task 0 learns when the trunk is frozen from the start; `before_tail` "
+            "is the stage before the tail (released code: layer3.1); None: that of the others",
         )
         ranking: Ranking = Field(
             "grouped",
@@ -63,6 +63,7 @@ class LightCLSparse(LightCL):
     config: Config
 
     def __init__(self, context: MethodContext, config: Config) -> None:
+        convolutions(context.network)  # raises for a network that cannot be pruned, whatever else is wrong
         super().__init__(context, config)
         network = context.network
         kept = kept_channels(network, config.ranking)
@@ -84,7 +85,9 @@ class LightCLSparse(LightCL):
 
     def channels_removed(self) -> None:
         """Nothing pruned is left; LightCL's share of important channels remains one of all that there were."""
-        self.channels = {name.replace("conv", "relu"): len(mask) for name, mask in self.kept_channels().items()}
+        relus = {convolution.name: convolution.relu for convolution in self.network.convolutions()}
+        kept = self.kept_channels().items()
+        self.channels = {relu: len(mask) for name, mask in kept if (relu := relus[name]) is not None}
         self.pruned = {}
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:

@@ -38,7 +38,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clmem.methods.base import Batch, Method, MethodContext, Network, Scenario, Step, Task, Term
-from clmem.methods.parts.columns import Column
+from clmem.methods.parts.columns import Column, check_layers
 
 
 class PNN(Method):
@@ -61,6 +61,7 @@ class PNN(Method):
 
     def __init__(self, context: MethodContext, config: Config) -> None:
         super().__init__(context, config)
+        check_layers(context.network)
         self.columns: list[Network] = [context.network]
 
     def before_task(self, task: Task) -> None:

@@ -23,6 +23,7 @@ class TailER(ER):
     """Control: experience replay that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-er"
+    stage_settings = ("boundary",)
 
     class Config(ER.Config, TailConfig):
         """Hyper-parameters."""

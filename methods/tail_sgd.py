@@ -22,6 +22,7 @@ class TailSGD(Method):
     """Control: plain SGD that trains only the tail of the network; the trunk before it is frozen."""
 
     name = "tail-sgd"
+    stage_settings = ("boundary",)
 
     class Config(TailConfig):
         """Hyper-parameters."""

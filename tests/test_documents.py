@@ -11,7 +11,7 @@ import typer
 
 from clmem.bench.app import app
 from clmem.harness.learning.registry import method_names
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import build_network
 from clmem.harness.runs.job import Job
 from clmem.harness.runs.processes import Workers
 from clmem.harness.specs.run import RunSpec

@@ -41,9 +41,9 @@ def _list_streams() -> dict[str, str]:
 
 
 def _list_networks() -> dict[str, str]:
-    from clmem.harness.learning.descriptions import own_networks
+    from clmem.harness.learning.descriptions import networks
 
-    return own_networks()
+    return networks()
 
 
 def _list_targets() -> dict[str, str]:

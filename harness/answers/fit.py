@@ -17,6 +17,7 @@ from clmem.harness.learning.registry import method_class
 from clmem.harness.memory.ledger.log import AllocationLog, between
 from clmem.harness.memory.predicting.caching import OutOfReservedError, cached
 from clmem.harness.memory.predicting.scratch import CUDNN
+from clmem.harness.networks.registry import architecture
 from clmem.harness.runs.checks import OneValueError, check_spec
 from clmem.harness.runs.job import Job
 from clmem.harness.runs.processes import Workers
@@ -36,8 +37,6 @@ FIRST = {"batch": (16, 32), "side": (32, 64)}
 TIMEOUT_S = 300
 LOOK_AHEAD = 8
 """Numbers behind one that fits among which a larger one may fit again."""
-SIDE_STEP = 8
-"""Images grow by as many pixels: the network halves them three times."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def fit(
     on_cpu = allocator_of(spec.target) == "cpu"
     limit = allowed.limit_bytes(spec.target)
     own = own_process_bytes(spec, sources) if on_cpu else 0
-    step = 1 if axis == "batch" else SIDE_STEP
+    step = 1 if axis == "batch" else architecture(spec.network).side_step
     tried: dict[int, Point] = {}
     too_small: dict[int, OneValueError] = {}
     logs: dict[int, AllocationLog] = {}
@@ -159,7 +158,8 @@ def own_process_bytes(spec: RunSpec, sources: Sources = NOWHERE) -> int:
     """Return what a process of this method takes beside its tensors: libraries and interpreter, measured by running it
     on the narrowest network. Raises ClmemError where that run fails.
     """
-    narrow = spec.model_copy(update={"width": 1, "budget": None, "execution": PLAIN, "weights": None})
+    width = architecture(spec.network).narrowest(1)
+    narrow = spec.model_copy(update={"width": width, "budget": None, "execution": PLAIN, "weights": None})
     tensors = predict(narrow, sources).footprint
     outcome = Workers(threads=1).run(Job(spec=narrow, what="process", sources=sources), TIMEOUT_S, lambda fields: None)
     if tensors is None or outcome.status != "ok" or outcome.process_peak_bytes is None:
@@ -249,5 +249,5 @@ def _point(spec: RunSpec, recorded: Recorded, size: int, limit: int | None, own:
 
 def sized(spec: RunSpec, axis: Axis, size: int) -> RunSpec:
     """Return the spec with that batch or that side of images."""
-    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px"}
+    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px", "image_size": None}
     return spec.model_copy(update=changed)

@@ -1,4 +1,4 @@
-"""Layers that need less beside what they compute with: sliced convolutions, ReLUs and sums in place, ReLU masks."""
+"""Layers that need less beside what they compute with: sliced convolutions and ReLU masks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from clmem.harness.networks.resnet18 import BasicBlock
 
 SAMPLES_OF_MASKS = 4
 """Samples whose masks are as large as floats at a time."""
@@ -24,20 +22,6 @@ def slice_convolutions(network: nn.Module, size: int) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module._conv_forward = partial(_in_slices, module, size)  # type: ignore[method-assign]
-
-
-def relus_in_place(network: nn.Module) -> None:
-    """Let every ReLU of a network, from now on, overwrite its input: output of a batch norm or sum."""
-    for module in network.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = True
-
-
-def sums_in_place(network: nn.Module) -> None:
-    """Let every residual sum of a network, from now on, overwrite the output of the batch norm before it."""
-    for module in network.modules():
-        if isinstance(module, BasicBlock):
-            module.inplace_sum = True
 
 
 def mask_relus(network: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clmem.harness.execution.batch_norm import grouped, running_statistics_untouched
 from clmem.harness.specs.techniques import Segments
-from clmem.methods.base import Network
+from clmem.methods.base import Network, layer_of
 
 Span = tuple[str | None, str | None]
 """A stage and the one before which a segment ends; None is the beginning or the end of the network."""
@@ -46,7 +46,7 @@ def run_segmented(network: Network, x: Tensor, start: str | None, segments: Segm
 def _spans(network: Network, start: str | None) -> list[Span]:
     names = network.boundaries
     if start is not None:
-        names = names[next(i for i, name in enumerate(names) if name == start or name.partition(".")[0] == start) :]
+        names = names[network.stage_index(start) :]
     return list(zip(names, [*names[1:], None], strict=True))
 
 
@@ -65,7 +65,7 @@ def _run(network: Network, x: Tensor, spans: list[Span], levels: tuple[str, ...]
         return network.run_parts(str(spans[0][0]), x, with_groups)
     parts = [[span] for span in spans]
     if level == "stage":
-        parts = [list(layer) for _, layer in groupby(spans, key=lambda span: str(span[0]).partition(".")[0])]
+        parts = [list(layer) for _, layer in groupby(spans, key=lambda span: layer_of(str(span[0])))]
     for part in parts:
         # a part that the next level would not divide is forgotten once, not twice
         deeper = (

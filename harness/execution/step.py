@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.batch_norm import part_batch_norms, running_statistics_untouched
 from clmem.harness.execution.in_backward import InBackward
-from clmem.harness.execution.layers import mask_relus, relus_in_place, slice_convolutions, sums_in_place
+from clmem.harness.execution.layers import mask_relus, slice_convolutions
 from clmem.harness.execution.monitor import Monitor
 from clmem.harness.execution.offload import Offload
 from clmem.harness.execution.refusals import refuse
@@ -100,9 +100,9 @@ class StepRunner:
         if self.techniques.conv_slice:
             slice_convolutions(self.network, self.techniques.conv_slice)
         if self.techniques.inplace_relu:
-            relus_in_place(self.network)
+            self.network.relus_in_place()
         if self.techniques.inplace_sum:
-            sums_in_place(self.network)
+            self.network.sums_in_place()
         if self.techniques.relu_masks:
             mask_relus(self.network)
         if self.techniques.bn_parts:

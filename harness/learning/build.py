@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from clmem.harness.errors import UsageError
 from clmem.harness.execution.monitor import Monitor
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_config
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import build_network
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources, weights_label
 from clmem.harness.specs.targets import allocator_of, device_of
 from clmem.harness.specs.techniques import techniques
@@ -59,8 +60,17 @@ def build(
         data_root=sources.data_root,
         joint=cls.joint,
         validate=spec.evaluate_on == "validation",
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
     )
-    network = build_network(spec.network, num_classes=stream.num_classes, width=spec.width, seed=spec.seed)
+    new_network = partial(
+        build_network,
+        spec.network,
+        num_classes=stream.num_classes,
+        width=spec.width,
+        image_shape=stream.image_shape,
+    )
+    network = new_network(seed=spec.seed)
     if device != "meta":  # there is nothing to move to it: whoever builds for it draws no weights
         network = network.to(device)
     weights = None if spec.weights is None else _load_weights(network, spec.weights, sources)
@@ -81,9 +91,7 @@ def build(
         # A generator of the method's own: what it draws never moves the stream or the initial weights.
         rng=np.random.default_rng([spec.seed, *b"method"]),
         augment=stream.augment,
-        new_network=lambda number: build_network(
-            spec.network, num_classes=stream.num_classes, width=spec.width, seed=_network_seed(spec.seed, number)
-        ),
+        new_network=lambda number: new_network(seed=_network_seed(spec.seed, number)),
         pretrained=spec.weights is not None,
         replay_device="cpu" if chosen.replay_place == "host" else device,
         replay_dtype=getattr(torch, chosen.replay_dtype),

@@ -90,7 +90,7 @@ def _differs(paragraphs: list[str]) -> list[str]:
 def _boundaries() -> dict[str, list[str]]:
     import torch
 
-    from clmem.harness.networks.resnet18 import build_network
+    from clmem.harness.networks.registry import build_network
 
     name = RunSpec.model_fields["network"].default
     with torch.device("meta"):

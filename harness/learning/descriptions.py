@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import read_toml
+from clmem.harness.networks.registry import NETWORKS, OWN, network_descriptions
 from clmem.harness.results.source import OWN_METHODS
 
 
@@ -37,17 +38,24 @@ def own_description(name: str) -> Description | None:
     return None
 
 
-def own_networks() -> dict[str, str]:
-    """Return one line about every network, by name."""
-    path = Path(__file__).parents[1] / "networks" / "resnet18.py"
-    with suppress(OSError, SyntaxError, ValueError):
-        for node in ast.parse(path.read_bytes()).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NETWORKS":
-                found: dict[str, str] = ast.literal_eval(node.value)
-                return found
-    from clmem.harness.networks.resnet18 import NETWORKS
+def networks() -> dict[str, str]:
+    """Return one line about every network, by name. Ours are read and not imported; those of others are imported."""
+    if set(NETWORKS.names()) == set(OWN):
+        with suppress(OSError, SyntaxError, ValueError):
+            return dict(_own_network(name, *target.split(":")) for name, target in OWN.items())
+    return network_descriptions()
 
-    return NETWORKS
+
+def _own_network(name: str, module: str, attribute: str) -> tuple[str, str]:
+    """Return what a list shows of a network that comes with clmem: its name and the description in its file."""
+    path = Path(__file__).parents[1].joinpath(*module.split(".")[2:]).with_suffix(".py")
+    for node in ast.parse(path.read_bytes()).body:
+        if not isinstance(node, ast.Assign) or ast.unparse(node.targets[0]) != attribute:
+            continue
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            shown = f"{name}:<model>" if node.value.func.id == "Family" else name
+            return shown, str(ast.literal_eval(node.value.args[0]))
+    raise ValueError(f"{path} does not describe {attribute}")
 
 
 def _assigned(node: ast.ClassDef, attribute: str) -> object:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from clmem.harness.errors import UsageError, blame, nearest
 from clmem.harness.learning.descriptions import own_description
+from clmem.harness.networks.registry import architecture
 from clmem.harness.plugins import Plugins
 from clmem.harness.results.record import described
 from clmem.harness.results.source import own_methods
@@ -22,6 +23,7 @@ from clmem.harness.specs.techniques import LEAN
 from clmem.harness.text import clean
 
 if TYPE_CHECKING:
+    from clmem.harness.networks.staged import Stages
     from clmem.methods.base import Method
 
 LONGEST_HEADLINE = 200
@@ -111,7 +113,8 @@ def method_config(spec: RunSpec) -> Method.Config:
         raise UsageError(f"settings of method {spec.method!r} are wrong: {spec_errors(error, known)}") from error
     except Exception as error:
         raise UsageError(f"method {spec.method!r} cannot read its settings: {blame(error)}") from error
-
+    if cls.stage_settings:
+        config = with_stages(config, cls, architecture(spec.network).stages)
     try:
         described(config.model_dump(mode="json"))
     except ValueError as error:
@@ -129,6 +132,17 @@ def check_execution(spec: RunSpec) -> None:
             f"method {spec.method!r} has no lean preset, so --execution {spec.execution} says nothing about it; name "
             "techniques (`clmem list techniques`), for example --execution trunk_chunk=4, or set `lean` in its class"
         )
+
+
+def with_stages(config: Method.Config, cls: type[Method], stages: Stages) -> Method.Config:
+    """Return settings in which `tail`, `before_tail` and `head` are replaced by a network's stages.
+
+    A stage that has such a name itself is meant by it.
+    """
+    asked = {key: getattr(config, key) for key in cls.stage_settings}
+    by_role = {role: stage for role, stage in stages.by_role.items() if role not in stages.names}
+    changed = {key: by_role[value] for key, value in asked.items() if value in by_role}
+    return config.model_copy(update=changed) if changed else config
 
 
 def _places() -> dict[str, str]:

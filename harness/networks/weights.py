@@ -1,29 +1,25 @@
 """Pretrained weights: from a file into a network under the names that people use, and from a network into a file.
 
-Names may be torchvision's (our own), those of the published LightCL checkpoint (`layer4_2.0` is our `layer4.1`,
-`linear` our `fc`) or of the usual CIFAR ResNet (`shortcut` is our `downsample`), behind whatever wrappers put before
-them (`module.`, `_orig_mod.`, `backbone.`). Files are written whole or not at all.
+Names may be the network's own or others that it knows (`Network.own_name`), behind whatever wrappers put before them
+(`module.`, `_orig_mod.`, `backbone.`). Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import expand, write_bytes
 from clmem.harness.networks.weight_files import RESAVE, read_tensors
 from clmem.harness.text import clean, some
-
-HEAD = "fc."
-"""Where the names of the classifier begin."""
+from clmem.methods.base import Network
 
 DEEPEST = 8
 """Parts of a name, counted from its end, among which the network's own name is looked for."""
@@ -61,7 +57,7 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load_weights(network: nn.Module, path: str | Path, head: bool = True) -> Loaded:
+def load_weights(network: Network, path: str | Path, head: bool = True) -> Loaded:
     """Copy the file's values into the network's parameters and buffers, all that fit or none.
 
     A head of another number of classes keeps its own values, and without `head` any does, or is missing in the file;
@@ -75,15 +71,17 @@ def load_weights(network: nn.Module, path: str | Path, head: bool = True) -> Loa
     largest = MOST_TIMES * sum(tensor.numel() * tensor.element_size() for tensor in own.values()) + SLACK_BYTES
     # Whoever checks settings builds under torch.device("meta"), which would leave the file's tensors without values.
     with torch.device("cpu"):
-        tensors, metadata = read_tensors(path, largest, fits=lambda names: bool(_prefixes(names, own)))
-    found, beside = _by_our_names(path, tensors, own, head)
+        tensors, metadata = read_tensors(path, largest, fits=lambda names: bool(_prefixes(names, own, network)))
+    found, beside = _by_our_names(path, tensors, own, network, head)
     left_out = {name: "not in the file" for name in own if name not in found}
-    left_out.update(_other_head(found, own))
+    left_out.update(_other_head(found, own, _head(network)))
     if not head:
-        left_out.update((name, "a method begins with a head of its own") for name in found if name.startswith(HEAD))
+        left_out.update(
+            (name, "a method begins with a head of its own") for name in found if name.startswith(_head(network))
+        )
     taken = {name: tensor for name, tensor in found.items() if name not in left_out}
     for name, tensor in taken.items():
-        _check_shape(path, name, tensor, own[name])
+        _check_shape(path, name, tensor, own[name], network)
     for name, tensor in taken.items():
         _check_values(path, name, tensor, own[name])
     for name, tensor in taken.items():
@@ -93,7 +91,7 @@ def load_weights(network: nn.Module, path: str | Path, head: bool = True) -> Loa
     return Loaded(tuple(taken), left_out, converted, metadata, beside)
 
 
-def save_weights(network: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> Path:
+def save_weights(network: Network, path: str | Path, metadata: Mapping[str, str]) -> Path:
     """Write parameters and buffers as safetensors, whole or not at all, and return the path.
 
     Equal values and metadata give equal bytes. Raises UsageError when the file cannot be written.
@@ -117,13 +115,12 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
-def _our_name(name: str) -> str:
-    """Translate a name of another ResNet-18 into torchvision's."""
-    name = re.sub(r"^layer(\d+)_(\d+)\.0\.", lambda match: f"layer{match[1]}.{int(match[2]) - 1}.", name)
-    return re.sub(r"^linear\.", HEAD, name).replace(".shortcut.", ".downsample.")
+def _head(network: Network) -> str:
+    """Return what the names of the classifier begin with."""
+    return f"{network.head_stage}."
 
 
-def _prefixes(names: Iterable[str], own: Mapping[str, Tensor]) -> dict[str, str]:
+def _prefixes(names: Iterable[str], own: Mapping[str, Tensor], network: Network) -> dict[str, str]:
     """Return each prefix under which a file holds at least half of the network's names, and the first name there.
 
     A prefix is what stands before the network's names, such as `module._orig_mod.`; it is empty where nothing does.
@@ -132,19 +129,19 @@ def _prefixes(names: Iterable[str], own: Mapping[str, Tensor]) -> dict[str, str]
     for name in names:
         parts = name.split(".")
         for start in range(max(0, len(parts) - DEEPEST), len(parts)):
-            if _our_name(".".join(parts[start:])) in own:
+            if network.own_name(".".join(parts[start:])) in own:
                 examples.setdefault("".join(f"{part}." for part in parts[:start]), []).append(name)
     return {prefix: found[0] for prefix, found in examples.items() if 2 * len(found) >= len(own)}
 
 
 def _by_our_names(
-    path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], head: bool
+    path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], network: Network, head: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the file's tensors by the network's names, in the network's order, and the names that stand beside it.
 
     head: whether the network's own head must be in the file; without it, any other may be.
     """
-    prefixes = _prefixes(tensors, own)
+    prefixes, classifier = _prefixes(tensors, own, network), _head(network)
     if len(prefixes) > 1:
         shown = " and as ".join(clean(name, 80) for name in list(prefixes.values())[:2])
         raise UsageError(f"{path} holds the network twice, as {shown}; keep one of them: {RESAVE}")
@@ -153,10 +150,10 @@ def _by_our_names(
     beside: list[str] = []
     for theirs in tensors:
         bare = theirs.removeprefix(prefix)
-        ours = bare if bare in own else _our_name(bare)
+        ours = bare if bare in own else network.own_name(bare)
         # a head may stand outside of a wrapped trunk; a method with a head of its own needs none, of whatever shape
-        is_beside = not theirs.startswith(prefix) and not (ours in own and ours.startswith(HEAD))
-        if is_beside or (not head and ours.startswith(HEAD) and ours not in own):
+        is_beside = not theirs.startswith(prefix) and not (ours in own and ours.startswith(classifier))
+        if is_beside or (not head and ours.startswith(classifier) and ours not in own):
             beside.append(clean(theirs, 80))
             continue
         if ours in origins:
@@ -164,7 +161,7 @@ def _by_our_names(
                 f"{path} holds {ours} twice, as {origins[ours]} and as {theirs}; keep one of them: {RESAVE}"
             )
         origins[ours] = theirs
-    optional = () if head else (HEAD,)
+    optional = () if head else (classifier,)
     needed = (name for name in own if not name.startswith(optional) and not name.endswith(".num_batches_tracked"))
     missing = [name for name in needed if name not in origins]
     extra = [theirs for ours, theirs in origins.items() if ours not in own]
@@ -181,28 +178,23 @@ def _by_our_names(
     return {name: tensors[origins[name]] for name in own if name in origins}, tuple(beside)
 
 
-def _other_head(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+def _other_head(found: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str) -> dict[str, str]:
     """Return the names of a head that differs in nothing but its number of classes, with the reason to leave it out."""
-    name = f"{HEAD}weight"
+    name = f"{head}weight"
     if name not in found:
         return {}
     theirs, ours = found[name].shape, own[name].shape
     if theirs == ours or theirs[1:] != ours[1:]:
         return {}
     reason = f"the file's head has {theirs[0]} classes, this network's {ours[0]}"
-    return {name: reason for name in found if name.startswith(HEAD)}
+    return {name: reason for name in found if name.startswith(head)}
 
 
-def _check_shape(path: Path, name: str, theirs: Tensor, ours: Tensor) -> None:
+def _check_shape(path: Path, name: str, theirs: Tensor, ours: Tensor, network: Network) -> None:
     if theirs.shape == ours.shape:
         return
-    advice = "choose the --network and --width that it was saved from, or other weights"
-    if name == "conv1.weight" and theirs.ndim == 4:
-        stems = {7: "resnet18-imagenet", 3: "resnet18"}
-        if theirs.shape[2:] != ours.shape[2:] and theirs.shape[2] in stems:
-            advice = f"its stem is that of --network {stems[theirs.shape[2]]}"
-        elif theirs.shape[1:] == ours.shape[1:]:
-            advice = f"it was saved with --width {theirs.shape[0]}"
+    advice = network.advice_on(name, tuple(theirs.shape))
+    advice = advice or "choose the --network and --width that it was saved from, or other weights"
     raise UsageError(f"{name} is {_size(theirs)} in {path}, but {_size(ours)} in this network; {advice}")
 
 

@@ -17,7 +17,7 @@ from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.registry import check_execution, method_class
 from clmem.harness.learning.training import Progress, short_schedule, train
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import architecture, build_network
 from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.runs.devices import check_device
@@ -128,8 +128,10 @@ def check_batch_norms(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     size = techniques(spec.execution, method_class(spec.method).lean).micro_batch
     changed = {
         # other techniques leave alone which samples are normalised together
-        **{"execution": f"micro_batch={size}" if size else PLAIN, "width": NARROW, "weights": None, "target": "cpu"},
+        **{"execution": f"micro_batch={size}" if size else PLAIN, "weights": None, "target": "cpu"},
+        "width": architecture(spec.network).narrowest(NARROW),
         **{"stream": f"synthetic-{image_shape[1]}px", "evaluate_on": "test"},
+        **{"num_classes": None, "image_size": None},
         "batch_size": _smaller(spec.batch_size, size),
         "replay_size": min(spec.replay_size, 2 * spec.batch_size),  # filling a buffer takes a step for each batch
     }
@@ -159,11 +161,12 @@ def _shrinks_to_a_pixel(network: str, image_shape: tuple[int, int, int]) -> bool
         sizes.append(inputs[0][0, 0].numel())
 
     with torch.device("meta"):
-        built = build_network(network, num_classes=2, width=1, seed=0).eval()
+        width = architecture(network).narrowest(1)
+        built = build_network(network, num_classes=2, width=width, seed=0, image_shape=image_shape).eval()
         for norm in batch_norms(built):
             norm.register_forward_pre_hook(look)
         built(torch.empty(1, *image_shape))
-    return min(sizes) == 1
+    return min(sizes, default=0) == 1
 
 
 @lru_cache

@@ -25,6 +25,12 @@ LONGEST_TEXT = 200
 MOST_SAMPLES = 2**20
 """Samples of one batch or replay: 16 times what `fit` looks at, and a number of elements that torch can still count."""
 
+MOST_CLASSES = 2**16
+"""Three times as many as ImageNet-21k has."""
+
+SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
+"""Of images whose size can be chosen, in pixels."""
+
 MOST_ERRORS = 5
 """Mistakes that one sentence names; more are counted."""
 
@@ -76,6 +82,7 @@ class Conditions(BaseModel):
     steps_per_task: upper bound on optimizer-stepped batches per task and epoch; None runs them all.
     budget: what the run may take, a board's name or bytes; None does not limit it.
     evaluate_on: the official test split, or a tenth of the training samples, which are then held out of training.
+    num_classes, image_size: of a synthetic stream, classes in all and pixels of a side; None is what its name says.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +98,8 @@ class Conditions(BaseModel):
     steps_per_task: int | None = Field(None, ge=1, lt=2**31, strict=True)
     evaluate_on: Literal["test", "validation"] = "test"
     budget: Annotated[str | None, AfterValidator(_known_budget)] = None
+    num_classes: int | None = Field(None, ge=2, le=MOST_CLASSES, strict=True)
+    image_size: int | None = Field(None, ge=SMALLEST_SIDE, le=LARGEST_SIDE, strict=True)
 
 
 class RunSpec(Conditions):
@@ -113,7 +122,8 @@ class RunSpec(Conditions):
     def digest(self) -> str:
         """Return eight hex digits that change with any field."""
         # what came later is left out where it says nothing new, so that older results keep their names
-        default = {name for name, value in (("execution", PLAIN), ("budget", None)) if getattr(self, name) == value}
+        later = {"execution": PLAIN, "budget": None, "num_classes": None, "image_size": None}
+        default = {name for name, value in later.items() if getattr(self, name) == value}
         described = self.model_dump(mode="json", exclude=default)
         text = json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -41,12 +41,15 @@ def open_stream(
     data_root: str | Path | None = None,
     joint: bool = False,
     validate: bool = False,
+    num_classes: int | None = None,
+    image_size: int | None = None,
 ) -> TaskStream:
     """Open a stream by name.
 
     steps_per_task: upper bound on the steps per task and epoch; None runs them all.
     joint: one training task that holds every class (its bound is `steps_per_task` times the number of tasks).
     validate: hold a tenth of every class's training samples out, and evaluate on them instead of the test split.
+    num_classes, image_size: of a synthetic stream, classes in all and pixels of a side, if not what its name says.
     Prepares the data first when nobody has: a measuring process should find that done, for the conversion costs
     memory that counts in the process peak. Raises UsageError for an unknown name, bad data, or a batch larger than
     the smallest task.
@@ -55,9 +58,10 @@ def open_stream(
     from clmem.harness.streams.catalog import lookup
     from clmem.harness.streams.stream import TaskStream
 
+    info = lookup(name, num_classes, image_size)
     return TaskStream(
-        lookup(name),
-        load(name, data_root),
+        info,
+        load(info, data_root),
         seed=seed,
         batch_size=batch_size,
         epochs=epochs,

@@ -81,13 +81,12 @@ def prepare(name: str, data_root: str | Path | None = None) -> None:
             raise ValueError("its files are not the ones that were written")
 
 
-def load(name: str, data_root: str | Path | None = None) -> DataSet:
+def load(info: StreamInfo, data_root: str | Path | None = None) -> DataSet:
     """Return the stream's data, preparing it first when nobody has. Raises UsageError.
 
     Prepared data are opened without reading them through, because this is called where memory is measured: `prepare`,
     in the parent of such a process, has checked them.
     """
-    info = lookup(name)
     if info.data == "synthetic":
         return synthetic(info)
     if info.data == "mini":
@@ -98,9 +97,9 @@ def load(name: str, data_root: str | Path | None = None) -> DataSet:
             for half in ("train", "test")
         )
         return DataSet(train, test, _digest((part, arrays[part].shape, [arrays[part].data]) for part in FILES))
-    folder = prepared_folder(name)
+    folder = prepared_folder(info.name)
     if not os.path.exists(folder):  # noqa: PTH110 - which answers False where `Path.exists` raises
-        prepare(name, data_root)
+        prepare(info.name, data_root)
     with _refusing(folder):
         return _open(folder, info)
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from clmem.harness.errors import UsageError, nearest
+from clmem.harness.specs.run import LARGEST_SIDE, SMALLEST_SIDE
 from clmem.harness.text import clean
-
-SMALLEST_SIDE, LARGEST_SIDE = 8, 2048
-"""Of the images of `synthetic-<side>px`."""
 
 PAD = 4
 """Zero pixels around an image before the random crop, for every stream."""
@@ -127,10 +125,31 @@ STREAMS: dict[str, str] = {name: info.description for name, info in _INFOS.items
 """Every stream's name and one line about it."""
 
 
-def lookup(name: str) -> StreamInfo:
-    """Return the stream of that name; `synthetic-96px` is noise of 96 x 96 pixels. Raises UsageError with the nearest
-    names.
+def lookup(name: str, num_classes: int | None = None, image_size: int | None = None) -> StreamInfo:
+    """Return the stream of that name; `synthetic-96px` is noise of 96 x 96 pixels.
+
+    num_classes, image_size: of a synthetic stream, instead of what its name says. Raises UsageError with the nearest
+    names, for other streams' sizes, and for classes that its tasks cannot share equally.
     """
+    info = _named(name)
+    if num_classes is None and image_size is None:
+        return info
+    if info.data != "synthetic":
+        raise UsageError(
+            f"stream {name!r} has {info.num_classes} classes and images of {info.image_shape[1]} x "
+            f"{info.image_shape[2]}; num_classes and image_size can be chosen of synthetic streams alone"
+        )
+    classes = info.num_classes if num_classes is None else num_classes
+    if classes % info.num_tasks:
+        raise UsageError(
+            f"num_classes is {classes}, but stream {name!r} has {info.num_tasks} tasks of equally many classes; give a "
+            f"multiple of {info.num_tasks}"
+        )
+    shape = info.image_shape if image_size is None else (info.image_shape[0], image_size, image_size)
+    return _synthetic(replace(info, num_classes=classes, image_shape=shape))
+
+
+def _named(name: str) -> StreamInfo:
     sized = re.fullmatch(r"synthetic-([1-9][0-9]*)px", name)
     if sized is not None:
         # Python refuses to read thousands of digits as a number.

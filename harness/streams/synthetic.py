@@ -43,7 +43,7 @@ def synthetic(info: StreamInfo) -> DataSet:
     pool = np.random.Philox(np.random.SeedSequence(0)).random_raw(pool_bytes // 8).astype("<u8").view(np.uint8)
 
     def split(per_task: int) -> Split:
-        count = per_task * info.num_tasks
+        count = max(per_task * info.num_tasks, info.num_classes)
         labels = np.arange(count, dtype=np.int64) % info.num_classes
         return Split(NoiseImages(pool, info.image_shape, count), labels)
 

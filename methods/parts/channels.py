@@ -14,64 +14,30 @@ gives zero. They are of a channel that is constantly zero, so they move to zero 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clmem.methods.base import Network
+from clmem.methods.base import Convolution, Network
 
 Ranking = Literal["grouped", "per_convolution"]
 """`grouped`: convolutions whose outputs are added share one ranking, of their mean scores. `per_convolution`: each has
 its own; a channel that one branch of a sum prunes then lives on in another."""
 
-KEEP_RATIO = {"conv1": 0.8, "layer1": 0.8, "layer2": 0.8, "layer3": 0.3, "layer4": 0.2}
-"""Part of the channels kept, by layer: sparsity .2, .2, .2, .7 and .8."""
-
-_PRUNABLE = re.compile(r"conv1|bn1|fc|layer\d\.\d+\.(conv[12]|bn[12]|downsample\.[01])")
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution, by module names.
-
-    norm: the batch norm behind it. summed: the convolutions of one name are added to each other.
-    reads: the convolution whose channels are its inputs; None for images, and for a shortcut, whose inputs stay.
-    """
-
-    name: str
-    norm: str
-    summed: str
-    reads: str | None
+KEEP_RATIO = (0.8, 0.8, 0.8, 0.3, 0.2)
+"""Part of the channels kept, by the layer's number, of which the stem is 0: sparsity .2, .2, .2, .7 and .8."""
 
 
 def convolutions(network: Network) -> list[Convolution]:
-    """Return the convolutions of a ResNet of basic blocks in order, shortcuts after the block's own.
-
-    They are `conv1`, `layerN.B.conv1`, `layerN.B.conv2` and `layerN.B.downsample.0`. Every one but the first and the
-    shortcuts reads the one before it. Outputs of `conv2` and of shortcuts of a layer are added; the stem's are added to
-    those of layer1. Raises ValueError for a network with any other weights.
-    """
-    found: list[Convolution] = []
-    before: str | None = None
-    for name, module in network.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not _PRUNABLE.fullmatch(name):
-            raise ValueError(
-                f"channels can be pruned in a ResNet of basic blocks, and this network has weights in {name!r}; "
-                "use resnet18, or a method that does not prune"
-            )
-        if not isinstance(module, nn.Conv2d):
-            continue
-        layer, _, inner = name.partition(".")
-        if "downsample" in name:
-            found.append(Convolution(name, name.replace(".downsample.0", ".downsample.1"), layer, reads=None))
-            continue
-        summed = "layer1" if name == "conv1" else layer if inner.endswith("conv2") else name
-        found.append(Convolution(name, name.replace("conv", "bn"), summed, reads=before))
-        before = name
+    """Return a network's convolutions. Raises ValueError where it does not say what a pruned channel takes with it."""
+    found = network.convolutions()
+    if not found or max(convolution.depth for convolution in found) >= len(KEEP_RATIO):
+        raise ValueError(
+            f"channels can be pruned in a ResNet of basic blocks and {len(KEEP_RATIO)} layers with the stem, and this "
+            "network is none; use resnet18, or a method that does not prune"
+        )
     return found
 
 
@@ -84,7 +50,7 @@ def kept_channels(network: Network, ranking: Ranking) -> dict[str, Tensor]:
     kept = {}
     for convolution in convolutions(network):
         together = torch.stack(scores[_ranked_with(convolution, ranking)]).mean(0)
-        kept[convolution.name] = top_channels(together, KEEP_RATIO[convolution.name.partition(".")[0]])
+        kept[convolution.name] = top_channels(together, KEEP_RATIO[convolution.depth])
     return kept
 
 
@@ -115,8 +81,8 @@ def pruned_weights(network: Network, kept: Mapping[str, Tensor]) -> dict[str, li
         masks[f"{convolution.norm}.weight"] = masks[f"{convolution.norm}.bias"] = [channels]
         if convolution.reads is not None:
             masks[f"{convolution.name}.weight"].append(pruned[convolution.reads].view(1, -1, 1, 1))
-    last = [name for name in pruned if "downsample" not in name][-1]
-    masks["fc.weight"] = [pruned[last].view(1, -1)]
+    last = [convolution.name for convolution in convolutions(network) if convolution.relu is not None][-1]
+    masks[f"{network.head_stage}.weight"] = [pruned[last].view(1, -1)]
     return masks
 
 

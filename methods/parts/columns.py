@@ -1,7 +1,7 @@
 """Progressive columns: a network that listens, layer by layer, to older ones that it never moves.
 
-A layer is all stages of one name before the dot: `layer2.0` and `layer2.1` are the layer `layer2`. Every stage but the
-first must be a submodule of its own name, and a layer's last ReLU the last thing it does.
+A layer is all stages of one name before the dot: `layer2.0` and `layer2.1` are the layer `layer2`. Every layer between
+the stem and the head must end in a ReLU that gives its maps, and every such stage be a submodule of its own name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clmem.methods.base import Network
+from clmem.methods.base import Network, layer_of
 
 FIRST_LATERAL = 2
-"""Index of the first layer that hears of older columns: the layer after `layer1`, the stem being layer 0."""
+"""Index of the first layer that hears of older columns; the stem is layer 0."""
 
 
 class Column(Network):
@@ -34,6 +34,7 @@ class Column(Network):
         super().__init__()
         self.older = tuple(older)  # which torch does not look into, as it would into a ModuleList
         self.body, self.adapter = body, adapter
+        check_layers(body)
         starts = layer_starts(body)
         self.spans = list(zip_longest(starts, starts[1:]))
         _forget(adapter, adapter.stage_modules(starts[FIRST_LATERAL]))
@@ -42,6 +43,21 @@ class Column(Network):
         self.laterals = nn.ModuleList(
             Lateral(len(self.older), _channels_in(body, start)) for start in starts[FIRST_LATERAL:]
         )
+
+    @property
+    def tail_stage(self) -> str:
+        """The one stage there is."""
+        return "column"
+
+    def relus_in_place(self) -> None:
+        """Let those of its own two networks overwrite their inputs."""
+        for network in (self.body, self.adapter):
+            network.relus_in_place()
+
+    def sums_in_place(self) -> None:
+        """Let those of its own two networks overwrite a term."""
+        for network in (self.body, self.adapter):
+            network.sums_in_place()
 
     @property
     def boundaries(self) -> list[str]:
@@ -131,16 +147,27 @@ def _stage_by_stage(network: Network, start: str, stop: str | None, x: Tensor, r
 
 def layer_starts(network: Network) -> list[str]:
     """Return the first stage of each layer, in order."""
-    return [next(stages) for _, stages in groupby(network.boundaries, key=lambda name: name.partition(".")[0])]
+    return [next(stages) for _, stages in groupby(network.boundaries, key=layer_of)]
+
+
+def check_layers(network: Network) -> None:
+    """Raise ValueError for a network whose layers cannot listen to those of another."""
+    starts = layer_starts(network)
+    ends = [network.boundaries[network.stage_index(start) - 1] for start in starts[FIRST_LATERAL:]]
+    silent = [stage for stage in ends if network.closing_relu(stage) is None]
+    if not ends or silent:
+        where = f"stage {silent[0]!r}" if silent else f"a network of {len(starts)} layers"
+        raise ValueError(
+            f"a progressive column joins what older ones know before the ReLU that gives a layer's maps, and {where} "
+            "has none; use a network of such layers, such as resnet18"
+        )
 
 
 def _last_relu(network: Network, boundary: str) -> nn.Module:
     """Return the last ReLU before a boundary, whose layer must contain one."""
-    last = network.stage_modules(boundary)[-1]
-    relus = [module for module in last.modules() if isinstance(module, nn.ReLU)]
-    if not relus:
-        raise ValueError(f"the layer before {boundary!r} ends in no ReLU, before which a lateral could be added")
-    return relus[-1]
+    name = network.closing_relu(network.boundaries[network.stage_index(boundary) - 1])
+    assert name is not None, boundary
+    return network.get_submodule(name)
 
 
 def _channels_in(network: Network, stage: str) -> int:

@@ -9,8 +9,10 @@ Wang et al., "SparCL: Sparse Continual Learning on the Edge", NeurIPS 2022.
                  batches, and whenever weights were opened, which could not learn before
     every step   g <- M_g g
 
-Masked are the 3x3 convolutions whose name starts with `layer` (sixteen in ResNet-18); stem, shortcuts and head stay
-dense. Bounds, as the sparsity after closing and after opening, over the tenths of a task's steps (released: update k at
+Masked are the 3x3 convolutions behind the stem (sixteen in ResNet-18), unless they are depthwise; stem, shortcuts and
+head stay dense.
+
+Bounds, as the sparsity after closing and after opening, over the tenths of a task's steps (released: update k at
 epoch 5k of 50), given for s = .75 and taken over for every s:
 
     k = 0: (s, s - .01)        k = 1 ... 8: (s + .01, s)        k = 9: (s, s)
@@ -30,8 +32,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clmem.methods.base import Method, MethodContext
+from clmem.methods.base import Method, MethodContext, Network
 from clmem.methods.parts.bit_mask import MASKS, Mask, MaskKind
+from clmem.methods.parts.trunk import trunk_modules
 
 UPDATES = 10
 """Times in a task that weight masks move."""
@@ -73,12 +76,16 @@ class SparseConfig(Method.Config):
         return self
 
 
-def masked_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return {parameter name: weight} of the 3x3 convolutions in modules called `layer`, in the network's order."""
+def masked_weights(network: Network) -> dict[str, Tensor]:
+    """Return {parameter name: weight} of the 3x3 convolutions behind the first stage, in the network's order."""
+    stem = {id(module) for module in trunk_modules(network, network.boundaries[1])}
     return {
         f"{name}.weight": module.weight
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith("layer")
+        if isinstance(module, nn.Conv2d)
+        and module.kernel_size == (3, 3)
+        and module.groups == 1
+        and id(module) not in stem
     }
 
 
@@ -124,7 +131,8 @@ class SparseTraining:
             self.weights[name].multiply(weight)
         if not self.weights:
             raise ValueError(
-                "the network has no 3x3 convolution in a module called layer..., so there is nothing to mask"
+                "the network has no 3x3 convolution behind its first stage that joins channels, so there is nothing to "
+                "mask; use a network that has, such as resnet18"
             )
 
     def begin_step(self, step: int, total: int) -> None:

@@ -17,7 +17,7 @@ task 0, which trains everything. `auto`: `frozen` when pretrained weights were l
 class TailConfig(Method.Config):
     """Which part of the network learns, and since when."""
 
-    boundary: str = Field("layer4", description="first stage that learns (LightCL's default)")
+    boundary: str = Field("tail", description="first stage that learns; `tail` and `head` are the network's own")
     trunk: Freezing = Field(
         "auto",
         description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
@@ -36,7 +36,7 @@ def frozen_trunk(
 
     Raises for a boundary that the network lacks, in every task: not only once the trunk freezes.
     """
-    if not trunk_modules(context.network, boundary):
+    if context.network.stage_index(boundary) == 0:
         raise ValueError(
             f"nothing lies before boundary {boundary!r}, so there is no trunk to freeze; choose a later one"
         )

@@ -33,7 +33,7 @@ from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.checkpoint import Checkpoint, Course, UnusableCheckpointError
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import build_network
 from clmem.harness.networks.weights import load_weights
 from clmem.harness.results.record import load_result
 from clmem.harness.runs.directory import run_suite

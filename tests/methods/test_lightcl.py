@@ -11,7 +11,9 @@ import torch
 
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.step import StepRunner
+from clmem.harness.learning.registry import method_config
 from clmem.harness.networks.resnet18 import ResNet18
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Method, Outputs, Trunk
 from clmem.methods.lightcl import LightCL, feature_drift, important_channels, tail_relus
 from tests.methods.toys import (
@@ -59,11 +61,15 @@ def test_a_resnet_of_width_64_is_watched_at_four_maps_of_78_held_channels() -> N
         ("layer3.1", ["0.relu1", "0.relu2", "1.relu1", "1.relu2"]),
         ("layer4", ["0.relu1", "0.relu2", "1.relu1", "1.relu2"]),
         ("layer4.1", ["1.relu1", "1.relu2"]),
-        ("fc", []),
     ],
 )
 def test_the_relus_of_layer4_that_can_learn_are_watched(boundary: str, watched: list[str]) -> None:
     assert tail_relus(ResNet18(2, width=1), boundary) == tuple(f"layer4.{name}" for name in watched)
+
+
+def test_a_tail_without_relus_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ReLU that could be watched lies from boundary 'fc' on"):
+        make_method("lightcl", ResNet18(2, width=1), {"boundary": "fc"})
 
 
 @pytest.mark.parametrize("name", ["lightcl", "tail-sgd"])
@@ -86,9 +92,8 @@ class OneChannelATask:
 
 
 def test_masks_are_united_over_tasks() -> None:
-    config = LightCL.Config(
-        keep_ratio=0.1, memory_size=3
-    )  # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
+    # int(6 * .1 + .5) = 1 channel, and the one at the threshold: the last
+    config = LightCL.Config(keep_ratio=0.1, memory_size=3, boundary="layer4")
     method = LightCL(make_context(two_layers(), runner=OneChannelATask()), config)
     held = []
     for index in range(3):
@@ -215,7 +220,7 @@ def test_the_memory_is_the_start_of_the_new_tasks_first_batch_and_no_view_of_it(
 
 
 def test_settings_are_those_of_the_released_code() -> None:
-    config = LightCL.Config()
+    config = cast(LightCL.Config, method_config(RunSpec(method="lightcl", stream="synthetic-cifar10")))
     chosen = (config.lr, config.head, config.beta, config.keep_ratio, config.memory_size, config.boundary)
     assert chosen == (0.01, "task_il", 2e-4, 0.15, 15, "layer4")
     assert make_context(two_layers()).buffer_size != config.memory_size, "memory_size is a setting of its own"

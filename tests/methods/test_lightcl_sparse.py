@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.execution.step import StepRunner
+from clmem.harness.learning.registry import method_config
 from clmem.harness.networks.resnet18 import ResNet18
+from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Method, Trunk
 from clmem.methods.lightcl_sparse import LightCLSparse
 from clmem.methods.parts.channels import Ranking, convolutions, kept_channels, pruned_weights, top_channels
@@ -271,7 +273,7 @@ def test_settings_can_be_checked_without_memory() -> None:
 
 
 def test_as_released_differs_in_what_is_held_and_in_the_ranking() -> None:
-    config = LightCLSparse.Config.model_validate(LightCLSparse.presets["released"])
+    config = cast(LightCLSparse.Config, method_config(RunSpec(method="lightcl-sparse@released")))
     held = (config.weight_masks, config.ranking, config.trunk_bn, config.evaluation_graph)
     assert held == ("bool", "per_convolution", "train", True)
     assert config.first_boundary == "layer3.1"

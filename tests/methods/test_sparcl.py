@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_config
+from clmem.harness.networks.mlp import Perceptron
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.run import RunSpec
 from clmem.methods.base import Batch, Outputs
@@ -74,7 +75,7 @@ def test_masked_are_the_sixteen_3x3_convolutions_of_the_layers() -> None:
 
 
 def test_a_network_without_masked_layers_is_refused() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    network = Perceptron(3 * 8 * 8, 4, NUM_CLASSES)
     with pytest.raises(ValueError, match="nothing to mask"):
         sparcl("sparcl-er", network)
 

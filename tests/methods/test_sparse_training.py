@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from clmem.methods.base import Network
 from clmem.methods.parts.sparse_training import (
     SparseConfig,
     SparseTraining,
@@ -76,14 +77,19 @@ def test_a_task_never_asks_for_more_open_weights_than_there_are_and_ends_at_its_
         assert now == open_count(elements, sparsity)
 
 
-class OneLayer(nn.Module):
-    """One masked convolution as large as those of layer1 (36,864 weights)."""
+class OneLayer(Network):
+    """One masked convolution as large as those of layer1 (36,864 weights), and no stem."""
+
+    boundaries = ("stem", "layer1")  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.layer1 = nn.Conv2d(64, 64, 3, bias=False)
+
+    def stage_modules(self, boundary: str) -> list[nn.Module]:
+        return []
 
 
 NAME = "layer1.weight"

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import StepRunner
-from clmem.harness.learning.registry import method_class
+from clmem.harness.learning.registry import method_class, with_stages
+from clmem.harness.networks.resnet18 import convolutions_of
+from clmem.harness.networks.staged import Stages
 from clmem.harness.specs.techniques import PLAIN, techniques
-from clmem.methods.base import Batch, Method, MethodContext, Network, Task
+from clmem.methods.base import Batch, Convolution, Method, MethodContext, Network, Task
 
 CLASSES_PER_TASK, NUM_TASKS = 2, 3
 NUM_CLASSES = CLASSES_PER_TASK * NUM_TASKS
@@ -29,6 +31,24 @@ class TwoLayers(Network):
     @property
     def boundaries(self) -> list[str]:
         return ["stem", "layer4.0", "fc"]
+
+    @property
+    def tail_stage(self) -> str:
+        return "layer4"
+
+    @property
+    def feature_relus(self) -> list[str]:
+        return ["relu", "layer4.0.relu1"]
+
+    def closing_relu(self, stage: str) -> str | None:
+        return "layer4.0.relu1" if stage == "layer4.0" else None
+
+    def relus_in_place(self) -> None:
+        for name in self.feature_relus:
+            cast(nn.ReLU, self.get_submodule(name)).inplace = True
+
+    def convolutions(self) -> list[Convolution]:
+        return convolutions_of(self)
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +156,9 @@ def make_method(
         config = {"memory_size": 3, **(config or {})}
     runner = StepRunner(Unwatched(), techniques(technique, {}))
     cls = method_class(name)
-    method = cls(make_context(network, runner=runner, **changes), cls.Config.model_validate(config or {}))
+    stages = Stages(tuple(network.boundaries), network.tail_stage)
+    settings = with_stages(cls.Config.model_validate(config or {}), cls, stages)
+    method = cls(make_context(network, runner=runner, **changes), settings)
     runner.attach(method)
     return method, runner
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from clmem.harness import plugins
 from clmem.harness.errors import UsageError
-from clmem.harness.learning.descriptions import own_description, own_networks
+from clmem.harness.learning.descriptions import networks, own_description
 from clmem.harness.learning.registry import check_execution, method_class, method_config, method_names
-from clmem.harness.networks.resnet18 import NETWORKS
+from clmem.harness.networks.registry import network_descriptions
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import RunSpec
 
@@ -173,7 +173,7 @@ def test_a_file_says_of_its_method_what_the_class_says(name: str) -> None:
 
 
 def test_files_say_of_networks_what_the_import_says() -> None:
-    assert own_networks() == NETWORKS
+    assert networks() == network_descriptions()
 
 
 @pytest.mark.parametrize("execution", ["lean", "lean,trunk_chunk=8"])

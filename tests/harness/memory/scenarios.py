@@ -34,7 +34,7 @@ from clmem.harness.memory.ledger.join import join, phase_peaks
 from clmem.harness.memory.system.process import high_water_bytes, reset_high_water, resident_bytes
 from clmem.harness.memory.watching.observer import Observer, PhaseMarker
 from clmem.harness.memory.watching.recorder import LogRecorder
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import build_network
 
 BATCH, WIDTH = 96, 256
 MAP = 4 * BATCH * WIDTH

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clmem.harness.errors import UsageError
-from clmem.harness.networks.resnet18 import build_network
+from clmem.harness.networks.registry import build_network
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(10, 11_173_962), (200, 11_271_432)])

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from clmem.harness.errors import UsageError
 from clmem.harness.memory.watching.recorder import LogRecorder
-from clmem.harness.networks.resnet18 import ResNet18, build_network
+from clmem.harness.networks.registry import build_network
+from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.networks.weights import load_weights, save_weights
 from clmem.harness.specs.run import weights_label
+from clmem.methods.base import Network
 
 State = dict[str, Tensor]
 
@@ -63,7 +65,7 @@ def assert_holds(loaded: nn.Module, expected: Mapping[str, Tensor]) -> None:
         assert torch.equal(actual[name], tensor), name
 
 
-def refusal(path: Path, into: nn.Module | None = None) -> str:
+def refusal(path: Path, into: Network | None = None) -> str:
     """Return the sentence with which the file is refused, having changed nothing."""
     into = into if into is not None else network()
     before = {name: tensor.clone() for name, tensor in into.state_dict().items()}

@@ -40,6 +40,8 @@ def test_settings_in_another_order_are_the_same_run() -> None:
         {"steps_per_task": 3},
         {"seed": 1},
         {"measure": "accuracy"},
+        {"num_classes": 100},
+        {"image_size": 64},
     ],
 )
 def test_every_field_changes_the_run_id(change: dict[str, object]) -> None:

@@ -247,3 +247,31 @@ def test_a_joint_stream_holds_the_same_samples_out() -> None:
     assert stream.train_task(0).num_samples == 4500
     separate = mini(validate=True, batch_size=50)
     assert _raw(stream, 0) == set().union(*(_raw(separate, t) for t in range(5)))
+
+
+def test_a_synthetic_stream_takes_classes_and_sides() -> None:
+    stream = open_stream("synthetic-cifar10", seed=0, batch_size=4, epochs=1, num_classes=1000, image_size=48)
+    assert (stream.num_classes, stream.image_shape) == (1000, (3, 48, 48))
+    task = stream.train_task(1)
+    assert task.classes == range(200, 400)
+    batch = task.batch(0, 0)
+    assert batch.images.shape == (4, 3, 48, 48)
+    assert set(batch.labels.tolist()) <= set(task.classes)
+
+
+def test_every_one_of_many_classes_has_samples() -> None:
+    stream = open_stream("synthetic-32px", seed=0, batch_size=1, epochs=1, num_classes=60_000)
+    assert min(stream.train_task(index).num_samples for index in range(5)) == 12_000
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "said"),
+    [
+        ("split-cifar10", {"num_classes": 20}, "'split-cifar10' has 10 classes .* of synthetic streams alone"),
+        ("split-fashion-mini", {"image_size": 64}, "images of 32 x 32; .* of synthetic streams alone"),
+        ("synthetic-cifar10", {"num_classes": 12}, "num_classes is 12, .* give a multiple of 5"),
+    ],
+)
+def test_sizes_that_a_stream_cannot_have_are_refused(name: str, sizes: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        open_stream(name, seed=0, batch_size=4, epochs=1, **sizes)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import UsageError
 from clmem.harness.streams import cache, idx, open_stream, prepare, tinyimagenet
+from clmem.harness.streams.catalog import lookup
 from clmem.harness.streams.samples import ArrayImages, open_images
 
 NAME = "split-fashion-mnist"
@@ -126,11 +127,11 @@ def test_prepared_files_that_somebody_edited_are_refused(prepared: Path) -> None
 def test_a_changed_byte_is_refused_or_says_the_same(prepared: Path, file: str, place: float, to: bytes) -> None:
     path = prepared / file
     good = path.read_bytes()
-    data = cache.load(NAME)
+    data = cache.load(lookup(NAME))
     change(path, min(int(place * len(good)), len(good) - 1), to[0])
     try:
         prepare(NAME)
-        again = cache.load(NAME)
+        again = cache.load(lookup(NAME))
         assert again.digest == data.digest
         assert np.array_equal(again.train.labels, data.train.labels)
         assert np.array_equal(again.train.images.gather(EVERY), data.train.images.gather(EVERY))
@@ -205,7 +206,7 @@ def test_a_pipe_or_a_device_in_the_cache_is_refused(
     make(prepared / file)
     assert file in refusal()
     with pytest.raises(UsageError, match="delete this folder"):
-        cache.load(NAME)
+        cache.load(lookup(NAME))
 
 
 @pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "meta.json"])
