@@ -38,6 +38,11 @@ class Stages:
         raise UsageError(f"this network has no boundary {boundary!r}: {nearest(boundary, self.names[1:])}")
 
     @property
+    def layers(self) -> list[str]:
+        """Return the layers in order: what stages of one name before the last dot are called together."""
+        return list(dict.fromkeys(map(layer_of, self.names)))
+
+    @property
     def by_role(self) -> Mapping[str, str]:
         """Return the stage of each of the `ROLES`."""
         return {
