@@ -152,12 +152,18 @@ class Network(nn.Module):
     def stage_index(self, boundary: str) -> int:
         """Return the position of a stage; the name of a layer stands for its first stage.
 
-        Raises ValueError for a boundary that the network lacks.
+        `tail`, `before_tail` and `head` are the stages that these roles have, unless a stage has such a name. Raises
+        ValueError for a boundary that the network lacks.
         """
-        for index, name in enumerate(self.boundaries):
-            if name == boundary or layer_of(name) == boundary:
+        names = self.boundaries
+        for index, name in enumerate(names):
+            if boundary in (name, layer_of(name)):
                 return index
-        raise ValueError(f"this network has no boundary {boundary!r}; its stages are {', '.join(self.boundaries)}")
+        if boundary == "head":
+            return len(names) - 1
+        if boundary in ("tail", "before_tail"):
+            return max(0, self.stage_index(self.tail_stage) - (boundary == "before_tail"))
+        raise ValueError(f"this network has no boundary {boundary!r}; its stages are {', '.join(names)}")
 
     @property
     def feature_relus(self) -> list[str]:
@@ -298,8 +304,8 @@ class Method:
     """The smallest exact execution that was found for it and takes under twice the plain step's time, by technique
     (`harness/specs/techniques.py`)."""
     stage_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings that name a stage. In them `tail` is the network's `tail_stage`, `before_tail` the stage before that and
-    `head` its `head_stage`; a method is given the stage's own name."""
+    """Settings that name a stage. Where one names a role (`Network.stage_index`), a run and its result have the stage's
+    own name."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Techniques that it cannot be carried out with, and why."""
     checkpointed: ClassVar[tuple[str, ...]] = ()

@@ -69,5 +69,5 @@ def _build(*, num_classes: int, width: int, image_shape: tuple[int, int, int]) -
 
 
 PERCEPTRON = Architecture(
-    "two hidden layers of 100 ReLU units on flattened images; --width scales their number, 64 is 100", _build, STAGES
+    "two hidden layers of ReLU units on flattened images; --width 64 is 100 units each", _build, STAGES
 )

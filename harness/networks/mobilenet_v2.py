@@ -139,7 +139,7 @@ def _build(*, num_classes: int, width: int, image_shape: tuple[int, int, int]) -
 
 
 CIFAR = Architecture(
-    "MobileNetV2 for small images (stride 1 in the stem and in the first stage of 24); --width 64 is the standard one",
+    "MobileNetV2 with the CIFAR strides; --width 64 is the standard one",
     _build,
     STAGES,
 )

@@ -90,7 +90,8 @@ def build_network(
             ) from error
     if not isinstance(network, Network):
         raise UsageError(
-            f"network {name!r} is no clmem.methods.base.Network but a {type(network).__name__}; make it one"
+            f"network {clean(name, 80)!r} is made as a value of type {type(network).__name__}; make it a subclass of "
+            "clmem.methods.base.Network"
         )
     return network
 

@@ -213,7 +213,7 @@ CIFAR = Architecture(
     STAGES,
 )
 IMAGENET = Architecture(
-    "ResNet-18 with torchvision's stem (7x7, stride 2, pooling), for weights trained on ImageNet",
+    "ResNet-18 with torchvision's stem (7x7, stride 2, pooling), for ImageNet weights",
     _with_imagenet_stem,
     STAGES,
 )

@@ -246,7 +246,7 @@ def _architecture(name: str) -> Architecture:
 
 
 MODELS = Family(
-    "any classification model of torchvision that is a chain, without its dropout: torchvision:mobilenet_v3_small",
+    "a classification model of torchvision that is a chain of stages, without dropout",
     _names,
     _architecture,
 )

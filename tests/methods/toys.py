@@ -64,8 +64,8 @@ class TwoLayers(Network):
         self.fc = nn.Linear(6, NUM_CLASSES)
 
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
-        first = 0 if start is None else self._index(start)
-        last = 3 if stop is None else self._index(stop)
+        first = 0 if start is None else self.stage_index(start)
+        last = 3 if stop is None else self.stage_index(stop)
         stages = (lambda x: self.relu(self.bn1(self.conv1(x))), self.layer4, lambda x: self.fc(x.mean((2, 3))))
         for stage in stages[first:last]:
             x = stage(x)
@@ -74,10 +74,7 @@ class TwoLayers(Network):
     forward = run
 
     def stage_modules(self, boundary: str) -> list[nn.Module]:
-        return [self.conv1, self.bn1, self.relu, self.layer4][: (0, 3, 4)[self._index(boundary)]]
-
-    def _index(self, boundary: str) -> int:
-        return self.boundaries.index("layer4.0" if boundary == "layer4" else boundary)
+        return [self.conv1, self.bn1, self.relu, self.layer4][: (0, 3, 4)[self.stage_index(boundary)]]
 
 
 def two_layers(seed: int = 0) -> TwoLayers:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clmem.harness.errors import UsageError
-from clmem.harness.networks.registry import build_network
+from clmem.harness.networks.registry import architecture, build_network
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(10, 11_173_962), (200, 11_271_432)])
@@ -31,6 +31,10 @@ def test_the_modules_before_a_boundary_are_all_of_the_trunk() -> None:
     tail = {id(p) for name, p in network.named_parameters() if name.startswith(("layer4", "fc"))}
     assert trunk | tail == {id(p) for p in network.parameters()}
     assert not trunk & tail
+
+
+def test_layers_are_named_once_each() -> None:
+    assert architecture("resnet18").stages.layers == ["stem", "layer1", "layer2", "layer3", "layer4", "fc"]
 
 
 def test_an_unknown_boundary_is_refused_with_the_nearest() -> None:
