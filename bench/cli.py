@@ -84,6 +84,7 @@ def main() -> None:
         _say(message)
     if code and _is_limited():
         # what libraries do at exit needs memory too, and would print tracebacks behind the sentence
+        _stop_writing()
         os._exit(code)
     sys.exit(code)
 
@@ -153,7 +154,7 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 
 def _stop_writing() -> None:
-    """Drop what is still to be written to stdout where it can take nothing, or Python says so again at its exit."""
+    """Write what is left for stdout. Where that can take nothing, drop it, because Python complains at its exit."""
     if sys.stdout is None:  # closed by whoever started this
         return
     try:

@@ -20,7 +20,7 @@ LONGEST = 2000
 
 
 @dataclass(frozen=True)
-class Setting:
+class Hyperparameter:
     """One hyper-parameter. default: what it is without `--set`, with the preset's value if a preset is named."""
 
     default: Any
@@ -39,7 +39,7 @@ class MethodCard:
     name: str
     summary: str
     paper: str
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Hyperparameter]
     presets: Mapping[str, Mapping[str, Any]]
     tuned: Mapping[str, Mapping[str, Any]]
     lean: Mapping[str, Any]
@@ -53,7 +53,7 @@ def method_card(name: str) -> MethodCard:
     preset = cls.presets.get(name.partition("@")[2], {})
     paragraphs = _paragraphs(sys.modules[cls.__module__].__doc__ or "")
     settings = {
-        key: Setting(
+        key: Hyperparameter(
             default=preset.get(key, None if field.is_required() else field.get_default(call_default_factory=True)),
             meaning=clean(field.description or "", LONGEST),
             allowed=allowed(field),

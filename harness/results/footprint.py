@@ -23,7 +23,7 @@ ROLES = (
     "workspace",
     "rounding",
 )
-"""Every role a byte can have, in the order in which roles are shown; which claim wins is `memory/ledger/claims`'s.
+"""Every role a byte can have, in the order in which roles are shown. `memory/ledger/claims.py` says which claim wins.
 `rounding` is what an allocator gives beyond what was asked for; nothing can claim it."""
 
 PHASES = ("before_task", "first_step", "step", "after_task", "evaluate")

@@ -77,7 +77,7 @@ class ShapeRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name().partition(".")[0]
         on_meta = any(isinstance(argument, Tensor) and argument.device == META for argument in args)
-        if func is aten.add.Tensor and _accumulates(*args[:2]):
+        if func is aten.add.Tensor and _adds_in_place(*args[:2]):
             return args[0]
         if func in DRAWS and (on_meta or isinstance(args[0], Parameter)):
             return args[0]
@@ -162,12 +162,17 @@ def _is_among(storage: torch.UntypedStorage, arguments: Any) -> bool:
     return any(tensor.untyped_storage()._cdata == storage._cdata for tensor in _tensors(arguments))
 
 
-def _accumulates(one: Any, other: Any) -> bool:
-    """Tell whether autograd adds one gradient to another: no formula of a derivative here adds two equal shapes."""
+def _adds_in_place(one: Any, other: Any) -> bool:
+    """Tell whether autograd adds one gradient to another in place: no derivative here adds two equal shapes itself.
+
+    A view holds its base, so autograd does not write into it: the first two gradients of a linear weight, which come
+    transposed, are added out of place.
+    """
     return (
         isinstance(one, Tensor)
         and isinstance(other, Tensor)
         and one.shape == other.shape
+        and not one._is_view()
         and torch._C._current_graph_task_id() != -1
         and not torch.is_grad_enabled()
     )

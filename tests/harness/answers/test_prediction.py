@@ -152,6 +152,24 @@ def test_the_copies_of_a_convolution_are_those_of_this_processor(
     assert predicted == measured
 
 
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_gradients_of_a_shared_weight_are_added_as_autograd_does(uses: int) -> None:
+    """Peaks of the real allocator beside predicted ones: of a linear weight the first two are added out of place."""
+
+    def run(device: str) -> None:
+        weight = torch.empty(25, 3072, device=device, requires_grad=True)
+        images = [torch.empty(8, 3072, device=device) for _ in range(uses)]
+        sum(torch.nn.functional.linear(x, weight).square().sum() for x in images).backward()  # type: ignore[union-attr]
+
+    peaks = []
+    for recorder, device in ((LogRecorder(), "cpu"), (ShapeRecorder(), "meta")):
+        recorder.start()
+        run(device)
+        peaks.append(max(accumulate(event.size_bytes for event in recorder.stop().events)))
+    measured, predicted = peaks
+    assert predicted == measured
+
+
 @pytest.mark.parametrize(("contiguous", "wanted", "maps"), [(True, True, 3), (False, True, 1), (True, False, 0)])
 def test_the_backward_of_a_batch_norm_takes_one_more_map_for_a_while(contiguous: bool, wanted: bool, maps: int) -> None:
     """As the real allocator's log has it for the same calls (torch 2.15)."""

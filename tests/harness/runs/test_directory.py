@@ -401,7 +401,8 @@ def test_the_same_command_completes_what_kill_9_and_ctrl_c_interrupted(
 ) -> None:
     """One run of a suite comes to its end before each blow, and the next waits for it."""
     install({"patient_method.py": PATIENT}, {"patient": "patient_method:Patient"})
-    text = TINY.replace('["sgd", "er"]', '["patient"]').replace("[0, 1]", "[0, 1, 2]") + 'measure = ["accuracy"]\n'
+    text = TINY.replace('["sgd", "er"]', '["patient"]').replace("[0, 1]", "[0, 1, 2]")
+    text = text.replace("batch_size = 8", "batch_size = 100") + 'measure = ["accuracy"]\n'
     suite, out = write(tmp_path, text), tmp_path / "out"
     kept: dict[Path, int] = {}
     plugin = tmp_path / "plugin"

@@ -40,12 +40,12 @@ def with_baselines(make: MakeRun, **baselines_mib: float) -> Section:
 
 def test_baselines_are_said_from_the_least_to_the_most(memory_run: MakeRun) -> None:
     text = process_sentence(with_baselines(memory_run, er=510.0, sgd=500.0, ewc=505.0))
-    assert text == "Before the network is built the process already holds 500.0 to 510.0 MiB."
+    assert text == "A process holds 500.0 to 510.0 MiB before the network is built."
 
 
 def test_equal_baselines_are_said_once(memory_run: MakeRun) -> None:
     text = process_sentence(with_baselines(memory_run, er=500.0, sgd=500.0))
-    assert text == "Before the network is built the process already holds 500.0 MiB."
+    assert text == "A process holds 500.0 MiB before the network is built."
 
 
 @pytest.mark.parametrize(("most", "warned"), [(525.0, False), (526.0, True)])
@@ -85,10 +85,10 @@ def test_largest_roles_are_counted_most_frequent_first(memory_run: MakeRun) -> N
     made = [memory_run(name, {"activations": 3.0, "replay": 1.0}) for name in ("sgd", "ewc")]
     made.append(memory_run("er", {"activations": 1.0, "method_state": 3.0}))
     assert role_sentence(section(*made)) == (
-        "Activations is the largest role at the peak of 2 of 3 methods, method state of 1."
+        "The largest role at the peak is activations for 2 of 3 methods and method state for 1."
     )
-    assert role_sentence(section(made[0])) == "Activations is the largest role at the peak of the method."
-    assert phase_sentence(section(*made)) == "`step` owns the peak of all 3 methods."
+    assert role_sentence(section(made[0])) == "The largest role at the peak is activations for the method."
+    assert phase_sentence(section(*made)) == "The peak is in `step` for all 3 methods."
 
 
 def test_the_most_workspace_is_named_with_its_share(memory_run: MakeRun) -> None:
@@ -136,7 +136,7 @@ def test_runs_without_batches_on_record_are_counted(memory_run: MakeRun) -> None
     known, unknown = memory_run("sgd", {"input": 1.0}), memory_run("er", {"input": 1.0}, fingerprint=None)
     failed = memory_run("ewc", {}, status="oom", reason="killed")
     assert fingerprint_sentence([known, unknown, failed]) == (
-        "Only 1 of 2 finished runs recorded the batches they consumed."
+        "Only 1 of 2 finished runs recorded which batches they learnt from."
     )
     assert fingerprint_sentence([known, failed]).startswith("Comparable runs among the 1 finished run consumed")
 

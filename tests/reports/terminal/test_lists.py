@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from clmem.harness.learning.cards import MethodCard, Setting, method_card
+from clmem.harness.learning.cards import Hyperparameter, MethodCard, method_card
 from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.specs.fields import allowed
 from clmem.harness.specs.techniques import INEXACT, Techniques
@@ -71,7 +71,7 @@ def test_a_card_of_a_preset_has_the_defaults_of_the_preset() -> None:
 
 
 def test_a_method_that_says_nothing_of_itself_has_a_card() -> None:
-    card = MethodCard("mute", "", "", {"lr": Setting(0.1, "", "")}, {}, {}, {}, {}, [])
+    card = MethodCard("mute", "", "", {"lr": Hyperparameter(0.1, "", "")}, {}, {}, {}, {}, [])
     assert "It comes from no paper." in method_text(card)
     assert "none; name techniques" in method_text(card)
 
@@ -88,7 +88,7 @@ def test_a_description_stands_below_a_very_long_name() -> None:
 
 
 def test_a_card_shows_odd_defaults_on_one_line() -> None:
-    settings = {"order": Setting(list(range(1000)), "\x1b[31m", ""), "text": Setting("a\nb", "", "")}
+    settings = {"order": Hyperparameter(list(range(1000)), "\x1b[31m", ""), "text": Hyperparameter("a\nb", "", "")}
     text = method_text(MethodCard("odd", "", "", settings, {}, {}, {}, {}, []))
     assert "text=a b" in text
     assert widest(text) <= 100
