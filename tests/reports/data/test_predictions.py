@@ -79,7 +79,7 @@ def test_errors_are_percentages_and_the_farthest_is_named(tmp_path: Path, memory
         "|sgd|1,058,942|1,048,576|+0.9886|",
     ]
     assert predictions_sentence(section, predictions) == (
-        "Predicted without running them: 2 peaks, the largest error -3.0000 % (er)."
+        "2 peaks predicted without running anything; the largest error is -3.0000 % (er)."
     )
 
 

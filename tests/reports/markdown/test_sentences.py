@@ -138,7 +138,9 @@ def test_runs_without_batches_on_record_are_counted(memory_run: MakeRun) -> None
     assert fingerprint_sentence([known, unknown, failed]) == (
         "Only 1 of 2 finished runs recorded which batches they learnt from."
     )
-    assert fingerprint_sentence([known, failed]).startswith("Comparable runs among the 1 finished run consumed")
+    assert fingerprint_sentence([known, failed]) == (
+        "1 finished run: those that are comparable learnt from identical batches."
+    )
 
 
 def test_failures_are_counted_by_kind(memory_run: MakeRun) -> None:
