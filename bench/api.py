@@ -20,6 +20,8 @@ def measure(
     stream: str = "synthetic-cifar10",
     network: str = "resnet18",
     width: int = 64,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_size: int = 32,
     buffer_size: int = 15,
     replay_size: int | None = None,
@@ -34,8 +36,9 @@ def measure(
     """Measure one method's memory in fresh processes, as `clmem measure` does with options of the same names.
 
     method: a name of `clmem list methods`, perhaps with a preset, as in `lightcl@released`. settings: what `clmem show`
-    lists, by name. replay_size: samples replayed per step; None is the smaller of batch and buffer. budget: a board or
-    bytes such as `2GiB`. jobs: processes at the same time.
+    lists, by name. num_classes, image_size: of a synthetic stream, instead of what its name says. replay_size: samples
+    replayed per step; None is the smaller of batch and buffer. budget: a board or bytes such as `2GiB`. jobs: processes
+    at the same time.
 
     A run that fails returns a result too: `status` is `ok`, `oom`, `timeout`, `crashed` or `diverged`, `reason` says
     why, and `footprint` may be None. Raises UsageError for a request that cannot work, ClmemError for any other error;
@@ -45,6 +48,8 @@ def measure(
         stream=stream,
         network=network,
         width=width,
+        num_classes=num_classes,
+        image_size=image_size,
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,
@@ -70,6 +75,8 @@ def predict(
     stream: str = "synthetic-cifar10",
     network: str = "resnet18",
     width: int = 64,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_size: int = 32,
     buffer_size: int = 15,
     replay_size: int | None = None,
@@ -88,6 +95,8 @@ def predict(
         stream=stream,
         network=network,
         width=width,
+        num_classes=num_classes,
+        image_size=image_size,
         batch_size=batch_size,
         buffer_size=buffer_size,
         replay_size=replay_size,

@@ -90,7 +90,7 @@ def peak_bytes(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[RunS
             clock.held_bytes = results[0].allocator.peak_bytes
 
         benchmark._timer = clock
-        benchmark.group = f"peak bytes on {spec.stream}"
+        benchmark.group = f"peak bytes on {spec.stream_title}"
         benchmark.pedantic(target, rounds=1, iterations=1)
         result = results[0]
         if result.footprint is not None:

@@ -16,7 +16,9 @@ from clmem.bench.options import (
     BUFFER_SIZE,
     DATA_ROOT,
     EXECUTION,
+    IMAGE_SIZE,
     NETWORK,
+    NUM_CLASSES,
     OTHERS,
     REPLAY_SIZE,
     SETTINGS,
@@ -80,7 +82,7 @@ def make_spec(**values: Any) -> RunSpec:
     except ValidationError as error:
         raise UsageError(spec_errors(error, list(RunSpec.model_fields))) from error
     check_method(spec.method)
-    lookup(spec.stream)
+    lookup(spec.stream, spec.num_classes, spec.image_size)
     device_of(spec.target)
     return spec
 
@@ -93,6 +95,8 @@ class LearningOptions:
     network: Annotated[str, NETWORK] = "resnet18"
     width: Annotated[int, WIDTH] = 64
     weights: Annotated[Path | None, WEIGHTS] = None
+    num_classes: Annotated[int | None, NUM_CLASSES] = None
+    image_size: Annotated[int | None, IMAGE_SIZE] = None
     data_root: Annotated[Path | None, DATA_ROOT] = None
     batch_size: Annotated[int, BATCH_SIZE] = 32
 
@@ -107,6 +111,8 @@ class LearningOptions:
             network=self.network,
             width=self.width,
             weights=None if self.weights is None else weights_label(str(self.weights)),
+            num_classes=self.num_classes,
+            image_size=self.image_size,
             batch_size=self.batch_size,
             **values,
         )
@@ -205,6 +211,8 @@ class SuiteOptions:
     network: Annotated[str | None, NETWORK] = None
     width: Annotated[int | None, WIDTH] = None
     weights: Annotated[Path | None, WEIGHTS] = None
+    num_classes: Annotated[int | None, NUM_CLASSES] = None
+    image_size: Annotated[int | None, IMAGE_SIZE] = None
     target: Annotated[str | None, TARGET] = None
     batch_size: Annotated[int | None, BATCH_SIZE] = None
     buffer_size: Annotated[int | None, BUFFER_SIZE] = None

@@ -61,10 +61,19 @@ def complete_stream(incomplete: str) -> list[str]:
     return [name for name in STREAMS if name.startswith(incomplete)]
 
 
+def complete_network(incomplete: str) -> list[str]:
+    """Return the networks that begin like this, for a shell."""
+    from clmem.harness.networks.registry import NETWORKS
+
+    return [name for name in NETWORKS.names() if name.startswith(incomplete)]
+
+
 METHOD: Any = typer.Argument(help="Method; see `clmem list methods`.", autocompletion=complete_method)
 STREAM: Any = typer.Option(help="Stream; see `clmem list streams`.", autocompletion=complete_stream)
-NETWORK: Any = typer.Option(help="Network; see `clmem list networks`.")
-WIDTH: Any = typer.Option(help="Channels of the network's first stage (64 is standard).")
+NETWORK: Any = typer.Option(help="Network; see `clmem list networks`.", autocompletion=complete_network)
+WIDTH: Any = typer.Option(help="Width of the network: 64 is as published, 32 has half the channels in every layer.")
+NUM_CLASSES: Any = typer.Option(help="Classes of a synthetic stream (default: what its name says).")
+IMAGE_SIZE: Any = typer.Option(help="Side of a synthetic stream's images in pixels (default: what its name says).")
 TARGET: Any = typer.Option(help="Where to measure; see `clmem list targets`.")
 BATCH_SIZE: Any = typer.Option(help="Samples per training batch.")
 BUFFER_SIZE: Any = typer.Option(help="Replay slots in all.")

@@ -183,7 +183,7 @@ def named(spec: RunSpec) -> str:
 
 def _name(spec: RunSpec) -> str:
     how = "" if spec.execution == PLAIN else f" ({spec.execution})"
-    return clean(f"{spec.method}{how} on {spec.stream}")
+    return clean(f"{spec.method}{how} on {spec.stream_title}")
 
 
 def summary(result: RunResult) -> str:

@@ -53,7 +53,7 @@ def measure(
     if out is not None:
         save_result(out, result)
     if result.footprint is None and not as_json:
-        raise ClmemError(f"{method} on {spec.stream}: {result.status}: {result.reason}")
+        raise ClmemError(f"{method} on {spec.stream_title}: {result.status}: {result.reason}")
     from clmem.reports.terminal.runs import measure_json, measure_table
 
     print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))

@@ -14,13 +14,12 @@ from clmem.harness.errors import UsageError
 if TYPE_CHECKING:
     from clmem.harness.specs.run import RunSpec
 
-BOUNDARIES = ("layer1", "layer2", "layer3", "layer4", "fc")
-
 
 def probe(
     options: ProbeOptions,
     boundary: Annotated[
-        list[str] | None, typer.Option(help="Freeze everything before it (repeatable; default: each layer, and fc).")
+        list[str] | None,
+        typer.Option(help="Freeze everything before it (repeatable; default: each layer but the first)."),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="SGD's learning rate (default: sgd's on the stream).")] = None,
     as_json: AsJson = False,
@@ -45,14 +44,13 @@ def probe(
     from clmem.bench.progress import Steps
     from clmem.harness.answers.probe import probe as find
     from clmem.harness.learning.registry import method_config
+    from clmem.harness.networks.registry import architecture
     from clmem.reports.terminal.probes import probe_json, probe_table
 
     rate = method_config(spec("sgd")).model_dump()["lr"] if lr is None else lr
     whole = spec("sgd", lr=rate)
-    frozen = {
-        name: spec("tail-sgd", lr=rate, boundary=name, trunk="first_task")
-        for name in dict.fromkeys(boundary or BOUNDARIES)
-    }
+    boundaries = boundary or architecture(options.network).stages.layers[1:]
+    frozen = {name: spec("tail-sgd", lr=rate, boundary=name, trunk="first_task") for name in dict.fromkeys(boundaries)}
     with Steps(Console(stderr=True)) as steps:
         found = find(
             whole,

@@ -150,7 +150,15 @@ def fit(
 
 
 def _smallest_task(spec: RunSpec, sources: Sources) -> int:
-    stream = open_stream(spec.stream, seed=spec.seed, batch_size=1, epochs=1, data_root=sources.data_root)
+    stream = open_stream(
+        spec.stream,
+        seed=spec.seed,
+        batch_size=1,
+        epochs=1,
+        data_root=sources.data_root,
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
+    )
     return min(stream.train_task(t).num_samples for t in range(stream.num_train_tasks))
 
 
@@ -249,5 +257,4 @@ def _point(spec: RunSpec, recorded: Recorded, size: int, limit: int | None, own:
 
 def sized(spec: RunSpec, axis: Axis, size: int) -> RunSpec:
     """Return the spec with that batch or that side of images."""
-    changed = {"batch_size": size} if axis == "batch" else {"stream": f"synthetic-{size}px", "image_size": None}
-    return spec.model_copy(update=changed)
+    return spec.model_copy(update={"batch_size" if axis == "batch" else "image_size": size})

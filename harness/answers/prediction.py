@@ -18,7 +18,7 @@ import torch
 from clmem.harness.errors import ClmemError, UsageError, blame
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning.build import Run, build
-from clmem.harness.learning.registry import method_class, method_config
+from clmem.harness.learning.registry import method_class, method_config, source_digests
 from clmem.harness.learning.training import Progress, short_schedule, train
 from clmem.harness.memory.ledger.join import Records, join, undeclared_sentence
 from clmem.harness.memory.ledger.log import AllocationLog, without
@@ -29,7 +29,6 @@ from clmem.harness.memory.watching.observer import Observer
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.environment import cores, environment
 from clmem.harness.results.record import RunResult
-from clmem.harness.results.source import method_digest
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources
 from clmem.harness.specs.targets import PREDICTED, allocator_of
 from clmem.harness.specs.techniques import PLAIN, techniques
@@ -177,10 +176,10 @@ def why_incomparable(run: RunResult) -> str | None:
                 f"measured with torch {clean(there, 40)}, and this is torch {here}; measure again, or predict with "
                 "theirs"
             )
-    digest = run.code.get("method")
-    with suppress(ClmemError):  # the prediction itself says that there is no such method
-        if digest is not None and digest != method_digest(method_class(run.spec.method)):
-            return "the code of the method changed since it was measured; measure again"
+    with suppress(ClmemError):  # the prediction itself says that there is no such method or network
+        for part, digest in source_digests(run.spec).items():
+            if "method" in run.code and run.code.get(part) != digest:
+                return f"the code of the {part} changed since it was measured; measure again"
     return None
 
 

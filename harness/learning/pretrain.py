@@ -14,6 +14,7 @@ from clmem.harness.files import expand
 from clmem.harness.learning.build import build
 from clmem.harness.learning.checkpoint import Checkpoint
 from clmem.harness.learning.training import Progress, Schedule, train
+from clmem.harness.networks.registry import network_digests
 from clmem.harness.networks.weights import save_weights
 from clmem.harness.results.environment import environment
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources
@@ -60,7 +61,9 @@ def pretrain(
         spec = spec.model_copy(update={"stream": IMAGES})  # settings that were tuned for a stream are not for these
     run = build(spec, Unwatched(), sources, stream)
     file = out.with_name(f".{out.name}.checkpoint")
-    checkpoint = Checkpoint(file, {"run": spec.run_id, "data": run.stream.data_digest}, every_s)
+    checkpoint = Checkpoint(
+        file, {"run": spec.run_id, "data": run.stream.data_digest, **network_digests(spec.network)}, every_s
+    )
     task, progress = run.stream.train_task(0), Progress()
     total = task.epochs * task.steps_per_epoch
     accuracy = train(run, Schedule(), Unwatched(), progress, lambda now: report(now, total), checkpoint)

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from clmem.harness.errors import UsageError, blame, nearest
 from clmem.harness.learning.descriptions import own_description
-from clmem.harness.networks.registry import architecture
+from clmem.harness.networks.registry import architecture, network_digests
 from clmem.harness.plugins import Plugins
 from clmem.harness.results.record import described
-from clmem.harness.results.source import own_methods
+from clmem.harness.results.source import method_digest, own_methods
 from clmem.harness.specs.run import RunSpec, spec_errors
 from clmem.harness.specs.techniques import LEAN
 from clmem.harness.text import clean
@@ -52,6 +52,14 @@ def _check_preset(name: str, preset: str, presets: Mapping[str, object]) -> None
     if preset not in presets:
         known = f"its presets are {', '.join(map(repr, presets))}" if presets else "it has none"
         raise UsageError(f"method {name!r} has no preset {clean(preset, 80)!r}: {known}")
+
+
+def source_digests(spec: RunSpec) -> dict[str, str]:
+    """Return digests of the source that a run's numbers depend on, beside that of what measures.
+
+    They are `method`, and `network` where another package brings it. Raises UsageError for what cannot be imported.
+    """
+    return {"method": method_digest(method_class(spec.method)), **network_digests(spec.network)}
 
 
 def check_method(name: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from clmem.harness.errors import ClmemError, UsageError, blame, nearest
 from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 from clmem.harness.plugins import Plugins
+from clmem.harness.results.source import modules_digest
 from clmem.harness.text import clean
 
 if TYPE_CHECKING:
@@ -107,6 +108,18 @@ def _found(name: str) -> Any:
             "harness/networks/architecture.py for its form"
         )
     return found
+
+
+def network_digests(name: str) -> dict[str, str]:
+    """Return the digest of the source of another package's network; of ours nothing, because they lie in what measures.
+
+    Raises UsageError as `architecture`.
+    """
+    entry = NETWORKS.entry(name.partition(":")[0])
+    if entry is None:
+        return {}
+    architecture(name)  # which imports it
+    return {"network": modules_digest((entry.module,))}
 
 
 @lru_cache(maxsize=64)

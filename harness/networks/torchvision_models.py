@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torchvision
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from clmem.harness.errors import UsageError, blame
 from clmem.harness.networks.architecture import Architecture, Family
@@ -116,9 +117,23 @@ class _Stages(fx.Tracer):
         return type(m) not in (nn.Sequential, nn.ModuleList)
 
 
+class _Counting(TorchFunctionMode):
+    """Keeps on the CPU what a RegNet reckons its channels with, because tensors on `meta` have no values.
+
+    Modules make their parameters and buffers with a `device` of their own.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.arange, torch.tensor) and "device" not in kwargs:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
 def _model(name: str, num_classes: int) -> nn.Module:
     keywords: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in WITHOUT_AUXILIARY else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **keywords)
+    with _Counting():
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **keywords)
     for module in list(model.modules()):
         for child, inner in module.named_children():
             if isinstance(inner, RANDOM):

@@ -140,7 +140,8 @@ class RunResult(Record):
     phase_s: seconds spent in each phase. wall_s: of the last process, after an interruption.
     resumed_at: the steps after which an interrupted run went on in a new process.
     flops_per_step: of one steady training step, counted by torch.utils.flop_counter.
-    code: digests of the source that ran, `method` (with its bases) and `measuring`; empty in results of older versions.
+    code: digests of the source that ran, `method` (with its bases), `network` of another package, and `measuring`;
+    empty in results of older versions.
     notes: what did not work and moved no number, such as a state that could not be saved.
     """
 

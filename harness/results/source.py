@@ -70,11 +70,12 @@ def method_digest(cls: type) -> str:
     - files of a plug-in that are no modules, such as its settings;
     - a class whose source is not in files, such as one typed into a shell.
     """
-    return _method_digest(tuple(base.__module__ for base in cls.__mro__ if isinstance(base.__module__, str)))
+    return modules_digest(tuple(base.__module__ for base in cls.__mro__ if isinstance(base.__module__, str)))
 
 
 @cache
-def _method_digest(modules: tuple[str, ...]) -> str:
+def modules_digest(modules: tuple[str, ...]) -> str:
+    """Return a digest of the source that loaded modules need, as of the modules of a method's class and its bases."""
     return _digest(_method_files(modules))
 
 

@@ -19,7 +19,7 @@ from clmem.harness.errors import UsageError
 from clmem.harness.files import read_text, remove_unfinished, write_json
 from clmem.harness.results.environment import DECIDES_BYTES_ON_CUDA, allocator_settings, decides_bytes, environment
 from clmem.harness.results.record import RunResult, load_result, save_result
-from clmem.harness.results.source import measuring_digest, method_digest
+from clmem.harness.results.source import measuring_digest
 from clmem.harness.runs.inherited import COUNTING_THREADS, worker_environment
 from clmem.harness.runs.job import Job
 from clmem.harness.runs.measurement import passes
@@ -119,7 +119,7 @@ def _present(
         result = load_result(path)
         if retry and result.status in AGAIN:
             failed += 1
-        elif not has_its_settings(result, spec) or (reuse == "unchanged" and _method_changed(result)):
+        elif not has_its_settings(result, spec) or (reuse == "unchanged" and _source_changed(result)):
             changed.append(spec.method)
         elif reuse == "unchanged" and result.code.get("measuring", measuring_digest()) != measuring_digest():
             other_code += 1
@@ -144,12 +144,12 @@ def _present(
     return kept
 
 
-def _method_changed(result: RunResult) -> bool:
-    """Say whether a method's source differs from the one that was measured; older results do not tell."""
-    from clmem.harness.learning.registry import method_class
+def _source_changed(result: RunResult) -> bool:
+    """Say whether the source of a method or a network differs from the one measured; older results do not tell."""
+    from clmem.harness.learning.registry import source_digests
 
-    measured = result.code.get("method")
-    return measured is not None and measured != method_digest(method_class(result.spec.method))
+    asked = result.code.keys() & {"method", "network"}
+    return bool(asked) and any(result.code.get(key) != digest for key, digest in source_digests(result.spec).items())
 
 
 def _measured_elsewhere(result: RunResult, here: Mapping[str, Any]) -> bool:

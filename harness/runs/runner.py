@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clmem.harness.errors import ClmemError, UsageError
-from clmem.harness.learning.registry import method_class
+from clmem.harness.learning.registry import source_digests
 from clmem.harness.results.environment import cores
 from clmem.harness.results.record import RunResult
-from clmem.harness.results.source import measuring_digest, method_digest
+from clmem.harness.results.source import measuring_digest
 from clmem.harness.runs.job import Job, Outcome, Pass
 from clmem.harness.runs.measurement import assemble, passes
 from clmem.harness.runs.processes import Workers
@@ -169,12 +169,12 @@ def _result(spec: RunSpec, entry: _Pending) -> RunResult:
 
 
 def _code_of(spec: RunSpec) -> dict[str, str]:
-    """Return the digests of the source that a worker runs for a spec; of an impossible method there is none."""
+    """Return the digests of the source that a worker runs for a spec; an impossible method or network has none."""
     try:
-        method = {"method": method_digest(method_class(spec.method))}
+        asked = source_digests(spec)
     except ClmemError:
-        method = {}
-    return {**method, "measuring": measuring_digest()}
+        asked = {}
+    return {**asked, "measuring": measuring_digest()}
 
 
 def checkpoint_path(directory: Path, spec: RunSpec) -> Path:

@@ -33,6 +33,7 @@ from clmem.harness.memory.watching.cuda import DevicePeaks, History, with_reques
 from clmem.harness.memory.watching.device_process import DeviceProcess
 from clmem.harness.memory.watching.observer import Observer, PhaseMarker
 from clmem.harness.memory.watching.recorder import LogRecorder
+from clmem.harness.networks.registry import network_digests
 from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 from clmem.harness.results.environment import environment
 from clmem.harness.results.record import Accuracy
@@ -195,7 +196,11 @@ def _unwatched(job: Job, outcome: Outcome, progress: Progress, report: Report) -
     importlib.import_module("torch._dynamo")
     outcome.peak_includes_imports = not reset_high_water()
     outcome.baseline_bytes = resident_bytes()
-    checkpoint = Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id}) if job.checkpoint else None
+    checkpoint = (
+        Checkpoint(Path(job.checkpoint), {"run": job.spec.run_id, **network_digests(job.spec.network)})
+        if job.checkpoint
+        else None
+    )
     monitor = DeviceProcess(job.spec.target) if allocator_of(job.spec.target) == "cuda" else Unwatched()
     try:
         try:

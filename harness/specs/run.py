@@ -135,6 +135,17 @@ class RunSpec(Conditions):
         lean = "" if self.execution == PLAIN else "--lean"
         return file_name(f"{self.method}--{self.stream}{lean}--{part}--{self.digest()}")
 
+    @property
+    def stream_title(self) -> str:
+        """Return the stream with what was chosen of it, as in `synthetic-cifar10 (100 classes, 64 px)`.
+
+        Runs whose streams have other titles learn from other data.
+        """
+        classes = "" if self.num_classes is None else f"{self.num_classes} classes"
+        side = "" if self.image_size is None else f"{self.image_size} px"
+        chosen = ", ".join(filter(None, (classes, side)))
+        return f"{self.stream} ({chosen})" if chosen else self.stream
+
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what a memory run and its accuracy runs share: everything but the seed and what is measured.
 

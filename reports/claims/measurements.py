@@ -173,7 +173,7 @@ def places_of(claim: Claim, run: RunResult) -> list[Place]:
     return [
         Place(dataset, row.id, execution, spec.batch_size, spec.replay_size if row.replays else 0)
         for dataset, shape in claim.datasets.items()
-        if spec.stream in shape.streams
+        if spec.stream_title in shape.streams
         for row in claim.rows
         for execution, measure in row.measured.items()
         if _measures(claim, row, measure, run) and (not row.replays or _same_memory(claim, row, run))
@@ -208,8 +208,8 @@ def _why_left_out(claim: Claim, run: RunResult) -> str:
     spec, wanted = run.spec, claim.conditions
     if (spec.network, spec.width) != (wanted.network, wanted.width):
         return f"{spec.network} of width {spec.width}"
-    if spec.stream not in [stream for shape in claim.datasets.values() for stream in shape.streams]:
-        return spec.stream
+    if spec.stream_title not in [stream for shape in claim.datasets.values() for stream in shape.streams]:
+        return spec.stream_title
     named = [(measure.method, measure.execution) for row in claim.rows for measure in row.measured.values()]
     if spec.method not in [method for method, _ in named]:
         return spec.method
@@ -236,7 +236,7 @@ def _measurements(
         _check_equal("execution", [(techniques_of(run), run) for run in same])
     for dataset in claim.datasets:
         within = [run for place, run in ok if place.dataset == dataset]
-        _check_equal("stream", [(run.spec.stream, run) for run in within])
+        _check_equal("stream", [(run.spec.stream_title, run) for run in within])
         for key in SPEC:
             _check_equal(key, [(getattr(run.spec, key), run) for run in within])
     check_same_data(runs)

@@ -20,8 +20,8 @@ Length = tuple[int, int | None]
 class Setting:
     """What all rows of one table have in common.
 
-    width: channels of the network's first stage. weights: what it starts from, empty when drawn. budget: what runs may
-    take, empty without a limit.
+    stream: its title. weights: what it starts from, empty when drawn. budget: what runs may take, empty without a
+    limit.
     """
 
     stream: str
@@ -38,8 +38,16 @@ class Setting:
     @classmethod
     def of(cls, result: RunResult) -> Setting:
         """Return the setting of a run."""
-        fields = {name: getattr(result.spec, name) for name in cls.__dataclass_fields__}
-        return cls(**{**fields, "weights": fields["weights"] or "", "budget": fields["budget"] or ""})
+        spec = result.spec
+        fields = {name: getattr(spec, name) for name in cls.__dataclass_fields__}
+        return cls(
+            **{
+                **fields,
+                "stream": spec.stream_title,
+                "weights": fields["weights"] or "",
+                "budget": fields["budget"] or "",
+            }
+        )
 
     @property
     def title(self) -> str:

@@ -37,7 +37,7 @@ def check_same_data(results: Sequence[RunResult]) -> None:
     UsageError naming the field, both values and both files.
     """
     finished = [run for run in results if run.status == "ok"]
-    _check_equal("data_digest", ((run, run.spec.stream) for run in finished))
+    _check_equal("data_digest", ((run, run.spec.stream_title) for run in finished))
     joint = _joint_cells(results)
     ordered = [run for run in finished if run.spec.cell() not in joint]
     _check_equal("fingerprint", ((run, fingerprint_group(run)) for run in ordered))
@@ -51,7 +51,15 @@ def fingerprint_group(run: RunResult) -> tuple[Hashable, ...]:
     comparable only where they trained through the same tasks and phases.
     """
     spec = run.spec
-    length = (spec.stream, spec.evaluate_on, spec.measure, spec.seed, spec.batch_size, spec.epochs, spec.steps_per_task)
+    length = (
+        spec.stream_title,
+        spec.evaluate_on,
+        spec.measure,
+        spec.seed,
+        spec.batch_size,
+        spec.epochs,
+        spec.steps_per_task,
+    )
     if spec.measure == "accuracy" or run.allocator is None:
         return length
     trained = {(task, phase) for task, phase, _ in run.allocator.by_phase if phase in ("first_step", "step")}

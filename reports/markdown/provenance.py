@@ -60,7 +60,7 @@ def fingerprint_table(runs: Sequence[RunResult]) -> str:
             own = run.spec.cell() in joint
             what = f"accuracy, {_length(run)}" if run.spec.measure == "accuracy" else "memory"
             digest = run.fingerprint or "not recorded"
-            shown = (run.spec.stream, str(run.spec.seed), what + (" (joint: own order)" if own else ""), digest)
+            shown = (run.spec.stream_title, str(run.spec.seed), what + (" (joint: own order)" if own else ""), digest)
             methods = groups.setdefault((*shown, run.data_digest or "not recorded", own, fingerprint_group(run)), [])
             if run.spec.method not in methods:
                 methods.append(run.spec.method)

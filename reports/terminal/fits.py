@@ -20,7 +20,7 @@ def fit_table(fit: Fit, measured: RunResult | None) -> str:
     """Return the answer and the curve as text of at most 80 columns. measured: the confirmation, if there was one."""
     spec, budget = fit.spec, fit.budget
     on_cpu = allocator_of(spec.target) == "cpu"
-    other = f"{spec.stream}" if fit.axis == "batch" else f"batch {spec.batch_size}"
+    other = spec.stream_title if fit.axis == "batch" else f"batch {spec.batch_size}"
     lines = [
         wrap(
             f"{spec.method} ({spec.execution}), {spec.network} (width {spec.width}), {other}, buffer "

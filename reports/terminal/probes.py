@@ -29,7 +29,7 @@ def probe_table(found: Probe, spec: RunSpec) -> str:
     ]
     lines = [
         wrap(
-            f"{spec.method} on {spec.stream}, {spec.network} (width {spec.width}{weights}), "
+            f"{spec.method} on {spec.stream_title}, {spec.network} (width {spec.width}{weights}), "
             f"{plural(spec.epochs, 'epoch')}{steps}, lr {spec.config['lr']}, seed {spec.seed}"
         ),
         wrap(

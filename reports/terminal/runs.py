@@ -31,8 +31,8 @@ def measure_table(result: RunResult) -> str:
     allowed = f", budget {spec.budget} (emulated)" if spec.budget else ""
     parts = [
         wrap(
-            f"{spec.method} ({execution_text(result)}){config} on {spec.stream}, {spec.network} (width {spec.width}), "
-            f"{spec.target}"
+            f"{spec.method} ({execution_text(result)}){config} on {spec.stream_title}, "
+            f"{spec.network} (width {spec.width}), {spec.target}"
         ),
         wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}{allowed}"),
     ]
@@ -121,6 +121,8 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "schema": result.schema_version,
         "method": spec.method,
         "stream": spec.stream,
+        **({} if spec.num_classes is None else {"num_classes": spec.num_classes}),
+        **({} if spec.image_size is None else {"image_size": spec.image_size}),
         "network": spec.network,
         "width": spec.width,
         "target": spec.target,
@@ -168,7 +170,7 @@ def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | No
         errors += [] if error is None else [abs(error)]
         how = "" if run.spec.execution == PLAIN else f" ({run.spec.execution})"
         shown = "" if error is None else f"{100 * error:+.3f}"
-        rows.append([f"{run.spec.method}{how}", run.spec.stream, count(guess), count(peak), shown])
+        rows.append([f"{run.spec.method}{how}", run.spec.stream_title, count(guess), count(peak), shown])
     table = text_table(["method", "stream", "predicted B", "measured B", "error %"], rows)
     known = f"{len(errors)} of {len(rows)} runs predicted"
     on_cuda = any(allocator_of(run.spec.target) == "cuda" for run in measured)

@@ -72,6 +72,15 @@ def test_a_mistake_raises_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+def test_classes_and_sides_of_synthetic_images_decide_bytes() -> None:
+    by_name = clmem.predict("er", stream="synthetic-tinyimagenet", width=2)
+    chosen = clmem.predict("er", stream="synthetic-cifar100", num_classes=200, image_size=64, width=2)
+    assert by_name.footprint is not None
+    assert chosen.footprint is not None
+    assert chosen.footprint.at_peak == by_name.footprint.at_peak
+    assert chosen.spec.stream_title == "synthetic-cifar100 (200 classes, 64 px)"
+
+
 def test_a_run_that_fails_is_a_result_with_its_reason() -> None:
     result = clmem.measure("sgd", stream="synthetic-8px", width=1, budget="1MiB")
     assert result.status == "oom"

@@ -60,7 +60,7 @@ def affine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a straight line where a prediction takes a second; one test asks the prediction itself."""
 
     def side_of(spec: RunSpec) -> int:
-        return int(spec.stream.removeprefix("synthetic-").removesuffix("px")) if spec.stream.endswith("px") else 32
+        return spec.image_size or 32
 
     def record(spec: RunSpec, sources: Any = None) -> Any:
         return SimpleNamespace(log=SimpleNamespace(events=range(spec.batch_size + side_of(spec))))  # no two are alike
@@ -125,6 +125,11 @@ def test_on_the_cpu_the_process_itself_is_counted(monkeypatch: pytest.MonkeyPatc
 def test_a_process_takes_half_a_gib_beside_its_tensors() -> None:
     """The interpreter and torch's libraries: 0.5 to 1 GiB with every build of torch so far."""
     assert 200 * MIB < fitting.own_process_bytes(spec(target="cpu")) < 2048 * MIB
+
+
+def test_another_side_leaves_the_classes_as_they_are() -> None:
+    sized = fitting.sized(spec(stream="synthetic-tinyimagenet"), "side", 96)
+    assert (sized.stream, sized.image_size) == ("synthetic-tinyimagenet", 96)
 
 
 @pytest.mark.usefixtures("affine")

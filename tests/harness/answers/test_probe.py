@@ -122,6 +122,17 @@ def test_the_command_prints_a_row_per_boundary_within_80_columns() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_without_boundaries_each_layer_of_the_network_is_probed() -> None:
+    options = ["--network", "mlp", "--width", "1", "--steps-per-task", "1", "--batch-size", "8"]
+    done = CliRunner().invoke(app, ["probe", *options])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.stdout.splitlines() if line[:1] in "(h" and line.strip()] == [
+        "(nothing)",
+        "hidden2",
+        "head",
+    ]
+
+
 def test_the_command_refuses_streams_without_labels() -> None:
     with pytest.raises(UsageError, match="has no labels"):
         CliRunner().invoke(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ import torchvision
 
 from clmem.harness.errors import UsageError
 from clmem.harness.learning.registry import method_config
-from clmem.harness.networks.registry import OWN, architecture, build_network, network_descriptions
+from clmem.harness.networks.registry import (
+    OWN,
+    architecture,
+    build_network,
+    network_descriptions,
+    network_digests,
+)
+from clmem.harness.results.source import modules_digest
 from clmem.harness.runs.checks import check_spec
 from clmem.harness.specs.run import RunSpec
 
@@ -66,7 +74,9 @@ def test_the_head_is_the_module_that_makes_the_logits(name: str) -> None:
     assert network.get_submodule(network.head_stage).weight.shape[0] == 4  # type: ignore[union-attr, index]
 
 
-@pytest.mark.parametrize("model", ["mobilenet_v3_small", "resnet18", "densenet121", "squeezenet1_1", "swin_t"])
+@pytest.mark.parametrize(
+    "model", ["mobilenet_v3_small", "resnet18", "densenet121", "squeezenet1_1", "swin_t", "regnet_y_400mf"]
+)
 def test_a_torchvision_model_computes_what_it_did(model: str) -> None:
     theirs = torchvision.models.get_model(model, weights=None, num_classes=4).eval()
     ours = build_network(f"torchvision:{model}", num_classes=4, width=64, seed=0, image_shape=(3, 64, 64)).eval()
@@ -94,6 +104,7 @@ def test_an_mlp_on_digits_is_784_100_100() -> None:
         ("torchvision", "models; name one of them, such as --network torchvision:alexnet"),
         ("torchvision:mobilenet_v9", "has no model 'mobilenet_v9': did you mean 'mobilenet_v"),
         ("torchvision:vit_b_16", "is no chain of stages"),
+        ("torchvision:swin_v2_t", "cannot be split into stages"),
         ("torchvision:alexnet", "cannot take images of 3 x 32 x 32"),
         ("resnet18:small", "stands for itself and has no models"),
         ("\x1b[2J", "there is no network"),
@@ -157,3 +168,19 @@ def test_looking_a_name_up_imports_no_other_network() -> None:
         "assert 'clmem.harness.networks.resnet18' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_source_of_anothers_network_has_a_digest(install: Install, tmp_path: Path) -> None:
+    install({"their_net.py": GOOD}, {"theirs": "their_net:FAMILY"}, "theirs", "clmem.networks")
+
+    def after_writing(source: str) -> dict[str, str]:
+        (tmp_path / "theirs" / "their_net.py").write_text(source)
+        architecture.cache_clear()
+        modules_digest.cache_clear()
+        return network_digests("theirs:small")
+
+    first = after_writing(GOOD)
+    assert set(first) == {"network"}
+    assert after_writing(GOOD) == first
+    assert after_writing(f"{GOOD}# another\n") != first
+    assert network_digests("mlp") == network_digests("torchvision:resnet18") == {}

@@ -39,7 +39,7 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    source._method_digest.cache_clear()
+    source.modules_digest.cache_clear()
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_module_that_is_only_imported_late_or_for_types_is_read_and_not_run(
     }
     before = digest(folder, files)
     loaded = set(sys.modules)
-    source._method_digest.cache_clear()
+    source.modules_digest.cache_clear()
     assert digest(folder, files, **{"mine/gpu/kernels.py": gpu + "# changed\n"}) != before
     assert not mark.exists()
     assert not {name for name in set(sys.modules) - loaded if name.startswith("mine.gpu")}
@@ -333,14 +333,14 @@ def test_a_class_whose_files_are_gone_has_a_digest(folder: Path) -> None:
     write(folder, FILES)
     cls = importlib.import_module("mine.idea").Idea
     shutil.rmtree(folder / "mine")
-    source._method_digest.cache_clear()
+    source.modules_digest.cache_clear()
     assert method_digest(cls) == method_digest(method_class("sgd"))
 
 
 @pytest.mark.parametrize("module", ["__main__", "builtins", "no.such.module", "", None])
 def test_a_class_without_a_file_has_a_digest_too(monkeypatch: pytest.MonkeyPatch, module: str | None) -> None:
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
-    source._method_digest.cache_clear()
+    source.modules_digest.cache_clear()
     assert method_digest(type("Typed", (), {"__module__": module})) == source._digest({})
 
 

@@ -9,6 +9,7 @@ import pytest
 from clmem.harness.errors import UsageError
 from clmem.harness.results.record import RunResult
 from clmem.reports.data.grouping import Cell, sections
+from clmem.reports.data.load import check_same_data
 
 MakeRun = Callable[..., RunResult]
 MIB = 2**20
@@ -38,6 +39,28 @@ def test_cells_are_sorted_by_falling_tensor_peak_with_unmeasured_last(example_ru
 def test_different_settings_never_share_a_section(memory_run: MakeRun) -> None:
     runs = [memory_run("sgd", {}), memory_run("sgd", {}, width=64), memory_run("sgd", {}, batch_size=8)]
     assert len(sections(runs)) == 3
+
+
+def test_synthetic_streams_of_other_classes_or_sides_are_other_streams(memory_run: MakeRun) -> None:
+    noise = {"stream": "synthetic-cifar10"}
+    chosen: list[dict[str, int]] = [
+        {},
+        {"num_classes": 100},
+        {"image_size": 64},
+        {"num_classes": 100, "image_size": 64},
+    ]
+    runs = [
+        memory_run("sgd", {"input": 1.0 + number}, fingerprint=str(number), data_digest=str(number), **noise, **each)
+        for number, each in enumerate(chosen)
+    ]
+    check_same_data(runs)
+    assert sorted(section.setting.stream for section in sections(runs)) == [
+        "synthetic-cifar10",
+        "synthetic-cifar10 (100 classes)",
+        "synthetic-cifar10 (100 classes, 64 px)",
+        "synthetic-cifar10 (64 px)",
+    ]
+    assert len({section.setting.slug for section in sections(runs)}) == 4
 
 
 def test_different_configurations_are_different_rows(memory_run: MakeRun) -> None:
