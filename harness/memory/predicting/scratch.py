@@ -42,6 +42,8 @@ MANY_IMAGES = 16
 """From as many on an unstrided convolution of 1x1 is oneDNN's; below, it is a product of matrices, without copies."""
 SMALL_IMAGE = 20480
 """A single image of up to as many values is unfolded into columns instead (torch's `use_mkldnn`)."""
+ALIGNED = 128
+"""Bytes on top of a buffer of oneDNN's, to align it."""
 _assumed: ContextVar[tuple[str | None] | None] = ContextVar("assumed", default=None)
 """The vectors that are assumed instead of this machine's; a processor that is none of x86 has None."""
 FUSED_TILE, TILE = 3, 4
@@ -50,7 +52,7 @@ FUSED_TILE, TILE = 3, 4
 
 def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], *rest: Any
-) -> Iterator[Size]:
+) -> Iterator[Size]:  # rest: dilation, transposed, output padding, groups
     """Blocked copies of input, weight and output, as oneDNN has them; the plain output is made of the blocked one.
 
     Channels are blocked by what a vector of the processor holds, and padded to whole blocks; an input with fewer is
@@ -58,6 +60,10 @@ def _convolution(
     """
     sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
     out = prod((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in sizes)
+    if rest[-1] > 1:
+        result = len(x) * _padded(weight.shape[0], _group_block(weight)) * out * x.element_size()
+        yield from (*_grouped(x, weight, out, result), RESULTS, -result)
+        return
     if _is_product(x, weight, stride, padding):
         yield RESULTS
         return
@@ -82,6 +88,9 @@ def _convolution_backward(
 ) -> Iterator[Size]:
     """Blocked copies again: first for the gradient of the input, which then stays, then for that of the weight."""
     need_x, need_weight, _ = rest[-1]
+    if rest[-2] > 1:
+        yield from _grouped_backward(grad, x, weight, stride, rest[-2], need_x, need_weight)
+        return
     if _is_product(x, weight, stride, padding):
         yield RESULTS
         return
@@ -94,8 +103,7 @@ def _convolution_backward(
         copies, result = [_blocked(grad, block, 1), _blocked(weight, block, 0, 1)], _blocked(x, block, 1)
         yield from (*copies, result, *(-size for size in copies), x.nbytes, -result)
     elif need_x:  # by another kernel, whose result is copied twice
-        copies = [grad.nbytes, _blocked(weight, block, 1)]
-        yield from (*copies, x.nbytes, *(-size for size in copies), x.nbytes, x.nbytes, -x.nbytes, -x.nbytes)
+        yield from _copied_twice(grad, x, _blocked(weight, block, 1))
     if need_weight:
         pointwise = set(weight.shape[2:]) == {1}
         stem = not pointwise and x.shape[1] < STEM_CHANNELS
@@ -109,6 +117,70 @@ def _convolution_backward(
     yield RESULTS
     if need_weight:
         yield -found
+
+
+def _copied_twice(grad: Tensor, x: Tensor, blocked_weight: int) -> Iterator[Size]:
+    """A strided gradient of the input by oneDNN's kernel for it, whose result is copied twice and then stays."""
+    copies = [grad.nbytes, blocked_weight]
+    yield from (*copies, x.nbytes, *(-size for size in copies), x.nbytes, x.nbytes, -x.nbytes, -x.nbytes)
+
+
+def _grouped(read: Tensor, weight: Tensor, out: int, result: int) -> Iterator[Size]:
+    """Blocked copies for the output of groups of channels or for the gradient of their input, which then stays.
+
+    read: what is blocked beside the weight. out: pixels of the output. result: bytes of what stays.
+    """
+    if weight.shape[1] % NARROW and not _is_depthwise(weight) and vector_width() == NARROW:
+        columns = _columns(weight, out) + ALIGNED
+        yield from (result, columns, -columns)
+        return
+    block = _group_block(weight)
+    copies = [_blocked(read, block, 1), _blocked(weight, block, 0)]
+    yield from (*copies, result, *(-size for size in reversed(copies)))
+
+
+def _grouped_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], groups: int, need_x: bool, need_weight: bool
+) -> Iterator[Size]:
+    """As without groups; kernels of blocks do depthwise weights of 3x3 alone, and groups of whole blocks.
+
+    Other gradients of weights are products of matrices: beside the columns four copies of the weight, as one thread
+    needs them. Strided groups that no vector holds have buffers of up to 70 KB more, which are left out.
+    """
+    block, out, width = _group_block(weight), prod(grad.shape[2:]), vector_width()
+    found = 0
+    if need_x and set(stride) != {1} and max(weight.shape[0] // groups, weight.shape[1]) > width:
+        yield from _copied_twice(grad, x, _blocked(weight, width, 1))
+    elif need_x:
+        result = _blocked(x, block, 1)
+        yield from (*_grouped(grad, weight, out, result), x.nbytes, -result)
+    if need_weight and (weight.shape[2:] == (3, 3) if _is_depthwise(weight) else weight.shape[1] % NARROW == 0):
+        copies, found = [_blocked(grad, block, 1), _blocked(x, block, 1)], _blocked(weight, block, 0)
+        yield from (*copies, found, *(-size for size in reversed(copies)))
+    elif need_weight:
+        found = weight.nbytes
+        columns = 4 * weight.nbytes + _columns(weight, out) + 2 * ALIGNED
+        yield from (found, columns, -columns)
+    if need_x:
+        yield -x.nbytes
+    yield RESULTS
+    if found:
+        yield -found
+
+
+def _is_depthwise(weight: Tensor) -> bool:
+    """Tell whether each group of channels is a single one."""
+    return weight.shape[1] == 1
+
+
+def _group_block(weight: Tensor) -> int:
+    """Return how many channels of grouped maps are padded to a whole: those of a vector, if groups are single ones."""
+    return vector_width() if _is_depthwise(weight) else 1
+
+
+def _columns(weight: Tensor, out: int) -> int:
+    """Return the bytes of the columns that one group of an image's channels is unfolded into."""
+    return prod(weight.shape[1:]) * out * weight.element_size()
 
 
 @contextmanager
@@ -150,8 +222,8 @@ def _unfolds(x: Tensor, weight: Tensor) -> bool:
 
 
 def _gathered(x: Tensor, out: int, block: int) -> int:
-    """Return what a strided convolution of 1x1 gathers the pixels of an image into, with 128 bytes to align it."""
-    return _padded(x.shape[1], block) * out * x.element_size() + 128
+    """Return what a strided convolution of 1x1 gathers the pixels of an image into."""
+    return _padded(x.shape[1], block) * out * x.element_size() + ALIGNED
 
 
 def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:

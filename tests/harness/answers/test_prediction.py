@@ -125,18 +125,26 @@ def test_channels_are_padded_to_blocks_of_what_a_vector_holds(
 
 @pytest.mark.skipif(vectors() not in ("AVX2", "AVX512"), reason="oneDNN for x86 alone")
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("channels", "kernel"), [((5, 3), 3), ((12, 20), 3), ((24, 16), 3), ((24, 40), 1)])
+@pytest.mark.parametrize("wanted", [[True, True, False], [True, False, False], [False, True, False]])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups"),
+    [
+        *(((5, 3), 3, 1), ((12, 20), 3, 1), ((24, 16), 3, 1), ((24, 40), 1, 1)),
+        *(((24, 24), 3, 24), ((24, 24), 5, 24), ((12, 12), 3, 12)),  # each channel alone
+        *(((104, 104), 3, 13), ((48, 48), 3, 2), ((12, 12), 3, 3), ((96, 96), 3, 8)),  # 8, 24, 4 and 12 together
+    ],
+)
 def test_the_copies_of_a_convolution_are_those_of_this_processor(
-    channels: tuple[int, int], kernel: int, stride: int
+    channels: tuple[int, int], kernel: int, groups: int, stride: int, wanted: list[bool]
 ) -> None:
     """Peaks of the real allocator, beside what is predicted for the same calls."""
 
     def run(device: str) -> None:
         x = torch.empty(16, channels[0], 16, 16, device=device)
-        weight = torch.empty(channels[1], channels[0], kernel, kernel, device=device)
+        weight = torch.empty(channels[1], channels[0] // groups, kernel, kernel, device=device)
         shape = [stride, stride], [kernel // 2, kernel // 2], [1, 1]
-        out = torch.conv2d(x, weight, None, *shape)
-        torch.ops.aten.convolution_backward(out, x, weight, None, *shape, False, [0, 0], 1, [True, True, False])
+        out = torch.conv2d(x, weight, None, *shape, groups)
+        torch.ops.aten.convolution_backward(out, x, weight, None, *shape, False, [0, 0], groups, wanted)
 
     peaks: list[int] = []
     threads = torch.get_num_threads()
