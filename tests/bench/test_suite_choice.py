@@ -112,6 +112,7 @@ def test_a_new_suite_has_every_key_with_its_default(tmp_path: Path) -> None:
     assert missing == set()
     assert suite.vary[0].model_fields_set == set(Variation.model_fields)
     examples = {"title", "methods", "streams", "weights", "budget", "steps_per_task", "config", "vary"}
+    examples |= {"num_classes", "image_size"}
     for name, field in Suite.model_fields.items():
         if name not in examples:
             assert getattr(suite, name) == field.get_default(call_default_factory=True), name
