@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,11 +24,10 @@ from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.checkpoint import Checkpoint, UnusableCheckpointError
 from clmem.harness.learning.training import Progress, Schedule, short_schedule, train
 from clmem.harness.memory.ledger.join import join, phase_peaks, undeclared_sentence
-from clmem.harness.memory.ledger.log import AllocationLog
-from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes
 from clmem.harness.memory.system.gpu import describe
 from clmem.harness.memory.system.process import high_water_bytes, reset_high_water, resident_bytes
-from clmem.harness.memory.watching.cuda import DevicePeaks, History, with_requests
+from clmem.harness.memory.watching.cuda import DevicePeaks
+from clmem.harness.memory.watching.device_log import DeviceRecorder
 from clmem.harness.memory.watching.device_process import DeviceProcess
 from clmem.harness.memory.watching.observer import Observer, PhaseMarker
 from clmem.harness.memory.watching.recorder import LogRecorder
@@ -150,12 +148,13 @@ def _truth(job: Job, outcome: Outcome, progress: Progress, report: Report) -> No
 def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report) -> None:
     """The short schedule under the allocator's log, with role records."""
     device = device_of(job.spec.target)
-    history = None
+    recorder: LogRecorder | DeviceRecorder
     if allocator_of(job.spec.target) == "cuda":
-        history = History(device, None if job.snapshot is None else Path(job.snapshot))
-        history.start()
-    recorder = LogRecorder(device, with_stacks=job.stacks)
-    observer = Observer(recorder, torch.device(device).type, None if history is None else history.annotate)
+        recorder = DeviceRecorder(device, job.stacks, None if job.snapshot is None else Path(job.snapshot))
+        observer = Observer(recorder, torch.device(device).type, recorder.annotate)
+    else:
+        recorder = LogRecorder(device, job.stacks)
+        observer = Observer(recorder, torch.device(device).type)
     ran_out = False
     recorder.start()
     try:
@@ -167,18 +166,14 @@ def _attribution(job: Job, outcome: Outcome, progress: Progress, report: Report)
         raise
     finally:
         with suppress(LedgerError) if ran_out else nullcontext():  # what it held until then, where that adds up
-            log, trace = recorder.stop(), [] if history is None else history.stop()
+            log = recorder.stop()
             outcome.peaks = phase_peaks(log, observer.records.phases)
             if ran_out and observer.records.phases:
-                outcome.footprint = join(_requested(log, trace, history), observer.records).footprint
-    ledger = join(_requested(log, trace, history), observer.records)
+                outcome.footprint = join(log, observer.records).footprint
+    ledger = join(log, observer.records)
     if ledger.undeclared:
         raise UndeclaredStateError(undeclared_sentence(job.spec.method, ledger.undeclared))
     outcome.footprint = ledger.footprint
-
-
-def _requested(log: AllocationLog, trace: list[dict[str, Any]], history: History | None) -> AllocationLog:
-    return log if history is None else with_requests(log, trace, cublas_workspace_bytes())
 
 
 def _short(job: Job, outcome: Outcome, monitor: Monitor, progress: Progress, report: Report) -> tuple[Run, Schedule]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from clmem.harness.errors import LedgerError
 
@@ -31,10 +32,15 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class AllocationLog:
-    """Events in order, and for every mark the state in which it was set."""
+    """Events in order, and for every mark the state in which it was set.
+
+    marked_by: of a device, what told where marks lie among its releases: what the `history` of its allocator says of
+    itself, or `time` alone, to a microsecond. None on the CPU, where marks lie in the log.
+    """
 
     events: list[Event]
     marks: dict[int, int]
+    marked_by: Literal["history", "time"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def between(low: AllocationLog, high: AllocationLog, share: float) -> Allocation
         size = reached if size > 0 else -reached
         total += size
         events.append(replace(event, size_bytes=size, total_bytes=total))
-    return AllocationLog(events, low.marks)
+    return replace(low, events=events)
 
 
 def without(log: AllocationLog, op: str) -> AllocationLog:
@@ -139,4 +145,4 @@ def without(log: AllocationLog, op: str) -> AllocationLog:
             total += event.size_bytes
             events.append(replace(event, total_bytes=total))
         states.append(len(events))
-    return AllocationLog(events, {mark: states[state] for mark, state in log.marks.items()})
+    return replace(log, events=events, marks={mark: states[state] for mark, state in log.marks.items()})

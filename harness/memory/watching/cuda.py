@@ -1,29 +1,26 @@
 """What CUDA's caching allocator says of itself: its own peaks, and its own history with what was asked for.
 
-The peaks are the truth pass: nothing is recorded, the allocator counts anyway. The history stands beside the log of
-`recorder` in the attribution pass: both are written under the allocator's lock, one entry for each block given or taken
-back, so the n-th of one is the n-th of the other.
+The peaks are the truth pass: nothing is recorded, the allocator counts anyway. The history is the attribution pass's;
+`device_log` makes the log of it.
 """
 
 from __future__ import annotations
 
 import gc
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clmem.harness.errors import LedgerError
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.files import write_bytes
-from clmem.harness.memory.ledger.log import AllocationLog, Event
-from clmem.harness.memory.predicting.cublas import CUBLAS, multiplies
 from clmem.harness.memory.watching.observer import collect
+
+_set_metadata: Callable[[str], None] | None = getattr(torch._C, "_cuda_setMemoryMetadata", None)
 
 COUNTERS = ("allocated_bytes", "requested_bytes", "active_bytes", "reserved_bytes")
 """What the allocator counts: blocks given out, what was asked for, blocks that a stream may still use, segments."""
@@ -86,6 +83,11 @@ class History:
         context = None if self._snapshot is None else "alloc"
         torch.cuda.memory._record_memory_history("all", context=context, stacks="python")
 
+    def mark(self, number: int) -> None:
+        """Let every later entry of this thread say that this mark came before it, where torch can (2.11 and newer)."""
+        if _set_metadata is not None:
+            _set_metadata(str(number))
+
     def annotate(self, tensor: Tensor, role: str) -> None:
         """Write a tensor's role into the history where torch can (2.15 and newer) and somebody will look at it."""
         if self._snapshot is not None and hasattr(torch.cuda.memory, "_annotate_tensor"):
@@ -99,28 +101,3 @@ class History:
             write_bytes(self._snapshot, pickle.dumps(found))
         entries: list[dict[str, Any]] = found["device_traces"][self._device.index or 0]
         return entries
-
-
-def with_requests(log: AllocationLog, trace: Sequence[Mapping[str, Any]], cublas_bytes: int) -> AllocationLog:
-    """Return the log with what was asked for at each event, from the allocator's own history.
-
-    trace: entries as in `torch.cuda.memory._snapshot()["device_traces"]`. Blocks of cublas_bytes that a matrix product
-    asks for are named after the library that keeps them. Raises LedgerError where log and history disagree.
-    """
-    entries = [entry for entry in trace if entry["action"] in ("alloc", "free_requested")]
-    if len(entries) < len(log.events):
-        raise LedgerError(
-            f"the allocator's history has {len(entries):,} entries for {len(log.events):,} events of the log; was it "
-            "started late, or by somebody else too?"
-        )
-    events: list[Event] = []
-    for number, (event, entry) in enumerate(zip(log.events, entries, strict=False)):
-        given = entry["action"] == "alloc"
-        if event.address != entry["addr"] or (event.size_bytes > 0) != given or abs(event.size_bytes) < entry["size"]:
-            raise LedgerError(
-                f"event {number} of the log ({event.size_bytes:,} B at {event.address:#x}) is not the one of the "
-                f"allocator's history ({entry['action']} of {entry['size']:,} B at {entry['addr']:#x})"
-            )
-        is_cublas = given and entry["size"] == cublas_bytes and multiplies(event.op)
-        events.append(replace(event, requested_bytes=entry["size"], op=CUBLAS if is_cublas else event.op))
-    return AllocationLog(events, log.marks)

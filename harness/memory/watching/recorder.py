@@ -2,8 +2,8 @@
 
 Start it before anything is allocated: the allocator's total counts from there. One recording per process.
 Marks are empty profiler ranges, so they lie on the same clock, in the same order, as the events themselves.
-Allocations on other Python threads and outside torch (numpy) are not in this log. A size is that of the block: CUDA's
-caching allocator gives more than was asked for, and what was asked for is in its own history (`cuda`).
+Allocations on other Python threads and outside torch (numpy) are not in this log. Of CUDA it lacks releases too, and
+what was asked for; `device_log` has the whole.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ NOT_THE_USER = (f"{Path(torch.__file__).parent}/", __file__)
 
 
 class LogRecorder:
-    """Records the allocator's log of one device. with_stacks: also the Python line behind each allocation."""
+    """Records the allocator's log of one device.
 
-    def __init__(self, device: str = "cpu", with_stacks: bool = False) -> None:
+    with_stacks: also the Python line behind each allocation. on_mark: is told the number of every mark that is set.
+    mark_times: when each was set, in ns by the profiler's clock, after `stop`.
+    """
+
+    def __init__(
+        self, device: str = "cpu", with_stacks: bool = False, on_mark: Callable[[int], None] = lambda number: None
+    ) -> None:
+        self.mark_times: dict[int, int] = {}
+        self._on_mark = on_mark
         self._device = torch.device(device)
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._sites = _Sites(self.mark) if with_stacks else None
@@ -51,6 +59,7 @@ class LogRecorder:
             self._marks += 1
             with _RecordFunctionFast(MARK + str(number)):
                 pass
+            self._on_mark(number)
         return number
 
     def stop(self) -> AllocationLog:
@@ -81,6 +90,7 @@ class LogRecorder:
             if extra is None:
                 number = int(node.name[len(MARK) :])
                 marks[number] = len(events)
+                self.mark_times[number] = time_ns
                 site = sites.get(number, site)
             else:
                 events.append(Event(time_ns, extra.ptr, extra.alloc_size, extra.total_allocated, _operator(node), site))

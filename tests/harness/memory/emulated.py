@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning import build
 from clmem.harness.memory.ledger.log import AllocationLog
 from clmem.harness.memory.predicting.caching import cached
+from clmem.harness.memory.watching import device_log
+from clmem.harness.memory.watching.device_log import OUTSIDE
 from clmem.harness.memory.watching.recorder import LogRecorder
 from clmem.harness.runs import worker
 from clmem.harness.runs.job import Job
@@ -34,25 +37,41 @@ ANNOTATED: list[str] = []
 
 
 def trace_of(log: AllocationLog) -> list[dict[str, Any]]:
-    """Return the entries of the allocator's history for a log that `cached` made."""
+    """Return the entries of the allocator's history for a log that `cached` made, with the mark before each."""
     entries: list[dict[str, Any]] = [{"action": "segment_alloc", "addr": 1 << 32, "size": 2 << 20, "stream": 0}]
-    for event in log.events:
+    last = np.searchsorted([log.marks[number] for number in sorted(log.marks)], range(len(log.events)), side="right")
+    for event, marks_before in zip(log.events, last, strict=True):
         entry = {"addr": event.address, "size": event.requested_bytes, "stream": 0, "frames": []}
+        entry |= {"time_us": event.time_ns // 1000, "user_metadata": str(marks_before - 1) if marks_before else ""}
         actions = ["alloc"] if event.size_bytes > 0 else ["free_requested", "free_completed"]
         entries += [{"action": action, **entry} for action in actions]
     return [*entries, {"action": "snapshot", "addr": 0, "size": 0, "stream": 0}]
 
 
-class EmulatedRecorder(LogRecorder):
-    """Records the CPU and says what a profiler would say of CUDA: sizes of blocks, and no requests."""
+def profiled(log: AllocationLog) -> AllocationLog:
+    """Return what a profiler says of CUDA: no requests, and no release outside of an operator."""
+    events, states = [], [0]
+    for event in log.events:
+        if event.size_bytes > 0 or event.op != OUTSIDE:
+            events.append(replace(event, requested_bytes=None))
+        states.append(len(events))
+    return AllocationLog(events, {mark: states[state] for mark, state in log.marks.items()})
 
-    def __init__(self, device: str = "cpu", with_stacks: bool = False) -> None:
-        super().__init__("cpu", with_stacks)
+
+class EmulatedRecorder(LogRecorder):
+    """Records the CPU and says what a profiler would say of CUDA."""
+
+    def __init__(self, device: str = "cpu", *arguments: Any) -> None:
+        super().__init__("cpu", *arguments)
 
     def stop(self) -> AllocationLog:
-        log, _ = cached(super().stop())
+        log = self.served()
         TRACE[:] = trace_of(log)
-        return AllocationLog([replace(event, requested_bytes=None) for event in log.events], log.marks)
+        return profiled(log)
+
+    def served(self) -> AllocationLog:
+        """Return the whole log, as the caching allocator would have served its requests."""
+        return cached(super().stop())[0]
 
 
 class EmulatedHistory:
@@ -62,6 +81,8 @@ class EmulatedHistory:
         self._snapshot = snapshot
 
     def start(self) -> None: ...
+
+    def mark(self, number: int) -> None: ...
 
     def annotate(self, tensor: Tensor, role: str) -> None:
         ANNOTATED.append(role)
@@ -89,7 +110,7 @@ class EmulatedPeaks(Unwatched):
     @property
     def by_phase(self) -> list[tuple[int, str, int]]:
         if not hasattr(self, "_log"):
-            self._log = self._recorder.stop()
+            self._log = self._recorder.served()
         totals = [0, *(event.total_bytes for event in self._log.events)]
         peaks: dict[tuple[int, str], int] = {}
         for task, name, start, end in self._spans:
@@ -118,8 +139,8 @@ def main() -> None:
     """Do the job on standard input on the emulated device; print its outcome. Argument: when memory runs out."""
     for number in sys.argv[1:]:
         run_out_in(int(number))
-    worker.LogRecorder = EmulatedRecorder  # type: ignore[misc]
-    worker.History = EmulatedHistory  # type: ignore[misc,assignment]
+    device_log.LogRecorder = EmulatedRecorder  # type: ignore[misc]
+    device_log.History = EmulatedHistory  # type: ignore[misc,assignment]
     worker.DevicePeaks = EmulatedPeaks  # type: ignore[misc,assignment]
     worker.device_of = build.device_of = lambda target: "cpu"  # type: ignore[assignment]
     worker.check_device = worker.check_others = worker.pin = worker.limit_reserved = lambda *arguments: None  # type: ignore[assignment]

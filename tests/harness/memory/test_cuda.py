@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from clmem.harness.errors import LedgerError, UsageError
-from clmem.harness.memory.ledger.join import PhaseSpan, Records, join
-from clmem.harness.memory.ledger.log import AllocationLog, Event
-from clmem.harness.memory.predicting.cublas import CUBLAS, cublas_workspace_bytes
-from clmem.harness.memory.watching.cuda import DevicePeaks, History, with_requests
+from clmem.harness.errors import UsageError
+from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes
+from clmem.harness.memory.watching.cuda import DevicePeaks, History
 from clmem.harness.runs.job import Job, Outcome
 from clmem.harness.runs.measurement import assemble
 from clmem.harness.specs.run import RunSpec
@@ -33,14 +31,6 @@ def entry(action: str, address: int, size: int, **more: Any) -> dict[str, Any]:
     return {"action": action, "addr": address, "size": size, "stream": 0, "frames": [], **more}
 
 
-LOG = AllocationLog(
-    [
-        Event(0, 0x1000, 1024, 1024, "aten::empty"),
-        Event(1, 0x2000, 8_519_680, 8_520_704, "aten::addmm"),
-        Event(2, 0x1000, -1024, 8_519_680, ""),
-    ],
-    {0: 0, 1: 2, 2: 3},
-)
 TRACE = [
     entry("segment_alloc", 0x1000, 2 << 20),
     entry("alloc", 0x1000, 1000),
@@ -55,44 +45,6 @@ TRACE = [
     entry("segment_unmap", 0x4000, 2 << 20),
     entry("snapshot", 0, 0),
 ]
-BLOCKS = [item for item in TRACE if item["action"] in ("alloc", "free_requested")]
-
-
-@pytest.mark.parametrize("annotated", [True, False])
-def test_the_history_says_what_was_asked_for(annotated: bool) -> None:
-    trace = [item for item in TRACE if annotated or item["action"] != "annotate"]
-    events = with_requests(LOG, trace, cublas_workspace_bytes()).events
-    assert [event.requested_bytes for event in events] == [1000, 8_519_680, 1000]
-    assert [event.op for event in events] == ["aten::empty", CUBLAS, ""]
-
-
-def test_a_block_of_that_size_from_another_operator_is_not_the_library_s() -> None:
-    other = AllocationLog([Event(0, 0x2000, 8_519_680, 8_519_680, "aten::relu")], {})
-    assert with_requests(other, BLOCKS[1:2], cublas_workspace_bytes()).events[0].op == "aten::relu"
-
-
-@pytest.mark.parametrize(
-    ("trace", "message"),
-    [
-        (TRACE[:3], "1 entries for 3 events"),
-        ([entry("alloc", 0x9000, 1000), *BLOCKS[1:]], "event 0 of the log"),
-        ([entry("alloc", 0x1000, 2000), *BLOCKS[1:]], "is not the one"),
-        ([entry("free_requested", 0x1000, 1000), *BLOCKS[1:]], "free_requested of 1,000 B"),
-    ],
-)
-def test_a_history_that_disagrees_with_the_log_is_refused(trace: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(LedgerError, match=message):
-        with_requests(LOG, trace, cublas_workspace_bytes())
-
-
-def test_rounding_is_a_line_of_its_own_and_the_library_s_workspace_is_no_state() -> None:
-    records = Records(phases=[PhaseSpan(0, "step", 0, 1)], end=2)
-    ledger = join(with_requests(LOG, TRACE, cublas_workspace_bytes()), records)
-    held = {role: size for role, size in ledger.footprint.at_peak.items() if size}
-    assert held == {"workspace": 8_520_680, "rounding": 24}
-    assert sum(held.values()) == ledger.footprint.peak_bytes == 8_520_704
-    assert ledger.footprint.workspace_at_peak == {CUBLAS: 8_519_680, "aten::empty": 1000}
-    assert ledger.undeclared == [], "it lives on, but it is not the method's"
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from clmem.harness.memory.predicting.caching import cached
 from clmem.harness.memory.predicting.cublas import CUBLAS
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
 from clmem.harness.memory.predicting.scratch import CUDNN
-from clmem.harness.memory.watching.cuda import with_requests
-from tests.harness.memory.emulated import trace_of
+from clmem.harness.memory.watching.device_log import merge
+from tests.harness.memory.emulated import profiled, trace_of
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "resnet18_step.json").read_text())
 SIZES: list[int] = RECORDED["sizes"]
@@ -91,7 +91,7 @@ def peak_bytes(log: AllocationLog) -> int:
 def joined(observed: dict[int, str]) -> tuple[AllocationLog, Records]:
     """Return the history as the profiler and the allocator would have told it, and records of these roles."""
     given, _ = cached(recorded_log())
-    log = with_requests(given, trace_of(given), KEPT_BY_CUBLAS)
+    log = merge(profiled(given), trace_of(given), {}, KEPT_BY_CUBLAS)
     at = {block: event.address for block, event in zip(ACTIONS, log.events, strict=True) if event.size_bytes > 0}
     seen = [Observation(1, at[block], SIZES[block], role) for block, role in observed.items()]
     return log, Records(phases=[PhaseSpan(0, "step", 0, 1)], observations=seen)
