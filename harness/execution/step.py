@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from clmem.harness.errors import ClmemError
-from clmem.harness.execution.batch_norm import part_batch_norms, running_statistics_untouched
-from clmem.harness.execution.in_backward import InBackward
-from clmem.harness.execution.layers import mask_relus, slice_convolutions
 from clmem.harness.execution.monitor import Monitor
-from clmem.harness.execution.offload import Offload
 from clmem.harness.execution.refusals import refuse
-from clmem.harness.execution.segments import run_segmented
-from clmem.harness.execution.slices import in_slices
-from clmem.harness.execution.stored import OpenWeight, RoundedWeight, round_trunk, store_open
 from clmem.harness.execution.watch import Watch, rows_of
 from clmem.harness.specs.techniques import PLAIN, Techniques
+from clmem.harness.techniques.parts.batch_norm import part_batch_norms, running_statistics_untouched
+from clmem.harness.techniques.parts.in_backward import InBackward
+from clmem.harness.techniques.parts.layers import mask_relus, slice_convolutions
+from clmem.harness.techniques.parts.offload import Offload
+from clmem.harness.techniques.parts.segments import run_segmented
+from clmem.harness.techniques.parts.slices import in_slices
+from clmem.harness.techniques.parts.stored import OpenWeight, RoundedWeight, round_trunk, store_open
 from clmem.methods.base import Batch, Method, Network, Outputs, Step, Term
 
 
@@ -62,7 +62,7 @@ class StepRunner:
         self._take_network()
 
     def _remove_channels(self) -> None:
-        from clmem.harness.execution.compact import remove_channels
+        from clmem.harness.techniques.parts.compact import remove_channels
 
         kept = self.kept or self.method.kept_channels()
         if not kept:

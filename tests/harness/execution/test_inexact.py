@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from clmem.harness.execution.batch_norm import batch_norms
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import INEXACT, LEAN, techniques
+from clmem.harness.techniques.parts.batch_norm import batch_norms
 from clmem.methods.base import Method
 from tests.harness.execution.test_exactness import NAMES, learn, prepared, tiny_resnet
 from tests.methods.toys import make_batch, make_method

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.execution.compact import remove_channels
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import Techniques
+from clmem.harness.techniques.parts.compact import remove_channels
 from clmem.methods.base import Method, Network
 from clmem.methods.parts.channels import kept_channels, pruned_weights
 from tests.methods.toys import NUM_CLASSES, make_batch, make_context, make_task
