@@ -71,14 +71,8 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     """
     kept, kind = None, allocator_of(spec.target)
     chosen = techniques(spec.execution, method_class(spec.method).lean)
-    if chosen.autocast != "none":
-        raise UsageError(
-            f"autocast={chosen.autocast} cannot be predicted, as torch casts nothing without a device; measure it"
-        )
-    if chosen.moves:
-        raise UsageError(
-            f"{chosen.moves[0]} moves values between a device and the host and cannot be predicted without; measure it"
-        )
+    if chosen.unpredictable:
+        raise UsageError(f"{chosen.unpredictable}; measure it")
     if chosen.storage == "compact":
         # which channels fall is read from the weights, so those are drawn once
         plain = spec.model_copy(update={"execution": PLAIN})

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Monitor
-from clmem.harness.execution.refusals import refuse
 from clmem.harness.execution.watch import Watch, rows_of
-from clmem.harness.specs.techniques import PLAIN, Techniques
-from clmem.harness.techniques.parts.batch_norm import part_batch_norms, running_statistics_untouched
+from clmem.harness.specs.techniques import PLAIN
+from clmem.harness.techniques.parts.batch_norm import running_statistics_untouched
 from clmem.harness.techniques.parts.in_backward import InBackward
-from clmem.harness.techniques.parts.layers import mask_relus, slice_convolutions
 from clmem.harness.techniques.parts.offload import Offload
 from clmem.harness.techniques.parts.segments import run_segmented
 from clmem.harness.techniques.parts.slices import in_slices
 from clmem.harness.techniques.parts.stored import OpenWeight, RoundedWeight, round_trunk, store_open
+from clmem.harness.techniques.registry import Techniques
 from clmem.methods.base import Batch, Method, Network, Outputs, Step, Term
 
 
@@ -56,7 +55,7 @@ class StepRunner:
         own, none = ((cls.adjust_gradient, cls.adjust_gradients) for cls in (type(method), Method))
         self.adjusts = own != none
         self.trunk = method.trunk
-        refuse(self.techniques, method)
+        self.techniques.refuse(method)
         if self.techniques.storage == "compact":
             self._remove_channels()
         self._take_network()
@@ -82,7 +81,7 @@ class StepRunner:
             self._take_network()
         if self.trunk is not self.method.trunk:
             self.trunk = self.method.trunk
-            refuse(self.techniques, self.method)
+            self.techniques.refuse(self.method)
             self._round_trunk()
 
     def _round_trunk(self) -> None:
@@ -97,16 +96,7 @@ class StepRunner:
         if self.in_backward is not None:
             self.in_backward.remove()
         self.network = self.method.network
-        if self.techniques.conv_slice:
-            slice_convolutions(self.network, self.techniques.conv_slice)
-        if self.techniques.inplace_relu:
-            self.network.relus_in_place()
-        if self.techniques.inplace_sum:
-            self.network.sums_in_place()
-        if self.techniques.relu_masks:
-            mask_relus(self.network)
-        if self.techniques.bn_parts:
-            part_batch_norms(self.network, self.techniques.bn_parts)
+        self.techniques.prepare(self.network)
         if self.techniques.storage == "sparse":
             method, size = self.method, self.techniques.conv_slice
             self.open = store_open(self.network, method.open_weights(), method.usable_gradient, size)

@@ -1,4 +1,4 @@
-"""What makes a step lean. `harness/execution/` takes the steps.
+"""What makes a step lean: each technique is a field with its `Technique`, in a module of its kind. No torch.
 
-`parts/` holds the code of techniques, with torch.
+`registry` puts them into one typed object. `parts/` holds their code, with torch. `harness/execution/` takes the steps.
 """

@@ -18,8 +18,9 @@ from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.networks.resnet18 import ResNet18
-from clmem.harness.specs.techniques import LEAN, PLAIN, Segments, techniques
+from clmem.harness.specs.techniques import LEAN, PLAIN, techniques
 from clmem.harness.techniques.parts.compact import remove_channels
+from clmem.harness.techniques.steps import Segments
 from clmem.methods.base import Batch, Method, Task
 from clmem.reports.markdown.tables import markdown_table
 from tests.methods.toys import NUM_CLASSES, another, make_batch, make_context

@@ -16,8 +16,8 @@ from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
-from clmem.harness.specs.techniques import Techniques
 from clmem.harness.techniques.parts.compact import remove_channels
+from clmem.harness.techniques.registry import Techniques
 from clmem.methods.base import Method, Network
 from clmem.methods.parts.channels import kept_channels, pruned_weights
 from tests.methods.toys import NUM_CLASSES, make_batch, make_context, make_task
