@@ -125,7 +125,7 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         spec=spec.model_copy(update={"target": target}),
         status="ok",
         method_config=run.method.config.model_dump(mode="json"),
-        execution=run.runner.describe(),
+        execution=run.runner.prepared.describe(),
         joint=run.method.joint,
         environment=environment(),
         footprint=ledger.footprint.model_copy(update=on_cuda),

@@ -1,4 +1,4 @@
-"""How a step is carried out: `step` does it, plainly or by the techniques of `harness/techniques/`.
+"""How a step is carried out: `step` takes it, plainly or lean, on the network that `prepared` holds.
 
-`monitor` and `watch` are how others look on.
+The techniques lie in `harness/techniques/`. `monitor` and `watch` are how others look on.
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import StepRunner
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
 from clmem.harness.specs.techniques import LEAN, techniques
@@ -153,7 +153,7 @@ def test_results_mark_what_is_inexact_and_no_preset_is() -> None:
     values = {"micro_batch": "4", "frozen_weights": "int8", "autocast": "bfloat16"}
     assert values.keys() == {name for name, technique in TECHNIQUES.items() if not technique.exact}
     for name, value in values.items():
-        assert StepRunner(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
+        assert PreparedNetwork(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
     for name in NAMES:
         assert techniques(LEAN, method_class(name).lean).is_exact
-    assert "exact" not in StepRunner(Unwatched(), techniques("checkpoint=block", {})).describe()
+    assert "exact" not in PreparedNetwork(Unwatched(), techniques("checkpoint=block", {})).describe()
