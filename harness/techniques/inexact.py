@@ -35,13 +35,11 @@ class Inexact(BaseModel):
     """Fields of the techniques that are not exact."""
 
     micro_batch: Annotated[Count, Technique(exact=False, in_slices=True)] = Field(
-        0, description="images whose activations live at a time, and that batch norms take statistics of"
+        0, description="images at a time through forward and backward; batch norms see only these images"
     )
     frozen_weights: Annotated[
         Literal["float32", "bfloat16", "float16", "int8"], Technique(exact=False, refuses=_freezes_nothing)
-    ] = Field(
-        "float32", description="what a frozen trunk's convolutions are stored in; each is float32 while it computes"
-    )
+    ] = Field("float32", description="type that a frozen trunk's convolutions are stored in; they compute in float32")
     autocast: Annotated[
         Literal["none", "bfloat16"],
         Technique(
@@ -50,5 +48,6 @@ class Inexact(BaseModel):
             refuses=_replaces_operations,
         ),
     ] = Field(
-        "none", description="what convolutions and products are computed in, and their inputs kept in for the backward"
+        "none",
+        description="type that convolutions and matrix products compute in, and keep their inputs in for the backward",
     )

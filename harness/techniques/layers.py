@@ -34,17 +34,17 @@ class Layers(BaseModel):
     """Fields of the techniques of layers. Networks are prepared in this order."""
 
     conv_slice: Annotated[Count, Technique(in_slices=True, prepare=_slice_convolutions)] = Field(
-        0, description="samples that a convolution takes at a time, where its maps are larger than its weights"
+        0, description="samples at a time through each convolution whose maps are larger than its weights"
     )
     inplace_relu: Annotated[bool, Technique(prepare=lambda network, value: network.relus_in_place())] = Field(
-        False, description="let ReLUs overwrite their inputs, which no backward reads"
+        False, description="let each ReLU overwrite its input, because no backward reads it"
     )
     inplace_sum: Annotated[bool, Technique(prepare=lambda network, value: network.sums_in_place())] = Field(
-        False, description="let the sum with a shortcut overwrite the output of a batch norm"
+        False, description="let each residual sum overwrite the output of a batch norm that it adds"
     )
     relu_masks: Annotated[bool, Technique(prepare=_mask_relus)] = Field(
-        False, description="keep a byte per element for the backward of a ReLU, and not its output, a float"
+        False, description="keep one byte per element for the backward of a ReLU instead of its float output"
     )
     bn_parts: Annotated[Count, Technique(prepare=_part_batch_norms)] = Field(
-        0, description="parts, by channels, in which the backward of a batch norm is worked out"
+        0, description="parts, by channels, that the backward of a batch norm computes one after the other"
     )

@@ -43,17 +43,18 @@ class Steps(BaseModel):
     """Fields of the techniques of steps."""
 
     trunk_chunk: Annotated[Count, Technique(in_slices=True, refuses=_normalises_slices)] = Field(
-        0, description="images per slice of what runs without gradients in eval mode: a frozen trunk, evaluation"
+        0, description="images at a time where nothing is learnt: in a frozen trunk and in evaluation"
     )
     optimizer_in_backward: Annotated[bool, Technique(refuses=_needs_whole_gradients)] = Field(
-        False, description="apply and drop every gradient as soon as it is whole, during the backward"
+        False,
+        description="update each weight during the backward, as soon as its gradient is whole, and drop the gradient",
     )
     checkpoint: Annotated[Segments, Technique()] = Field(
-        "none", description="recompute activations in the backward, segment by segment"
+        "none", description="drop the activations inside each segment and recompute them in the backward"
     )
     backward: Annotated[Literal["together", "termwise"], Technique()] = Field(
-        "together", description="one backward for all terms of a step, or each term's right after its forward"
+        "together", description="one backward for all terms of a step, or one right after each term's forward"
     )
     grouped_bn: Annotated[bool, Technique(refuses=_runs_terms_as_one)] = Field(
-        False, description="run a step's terms as one forward, with batch-norm statistics of each term's own"
+        False, description="run all terms of a step as one forward; batch norms still normalise each term by itself"
     )

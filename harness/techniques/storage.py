@@ -38,15 +38,15 @@ class Storage(BaseModel):
 
     storage: Annotated[Literal["masked", "compact", "sparse"], Technique(refuses=_lacks_open_weights)] = Field(
         "masked",
-        description="hold pruned weights as zeros; remove pruned channels; or store the values of open weights alone",
+        description="keep pruned weights as zeros; remove pruned channels; or store only weights that are not pruned",
     )
     offload: Annotated[bool, Technique(moves=True, unpredictable=f"offload {MOVES}")] = Field(
-        False, description="keep what a backward needs in the host's memory, beside a device's"
+        False, description="keep saved activations in the host's memory instead of the device's"
     )
     replay_place: Annotated[
         Literal["device", "host"],
         Technique(moves=True, unpredictable=f"replay_place {MOVES}", refuses=partial(_lacks_slots, "replay_place")),
-    ] = Field("device", description="where the slots of a replay buffer lie")
+    ] = Field("device", description="memory that holds the replay buffer")
     replay_dtype: Annotated[Literal["uint8", "float32"], Technique(refuses=partial(_lacks_slots, "replay_dtype"))] = (
-        Field("uint8", description="what images in replay slots are stored in")
+        Field("uint8", description="type that images in the replay buffer are stored in")
     )
