@@ -7,29 +7,16 @@ import pytest
 from clmem.harness.techniques.registry import TECHNIQUES, Techniques
 from tests.harness.execution.test_exactness import prepared
 
-ORDER = [
-    "trunk_chunk",
-    "optimizer_in_backward",
-    "checkpoint",
-    "backward",
-    "grouped_bn",
-    "conv_slice",
-    "inplace_relu",
-    "inplace_sum",
-    "relu_masks",
-    "bn_parts",
-    "micro_batch",
-    "frozen_weights",
-    "autocast",
-    "storage",
-    "offload",
-    "replay_place",
-    "replay_dtype",
-]
+ORDER = (
+    "trunk_chunk optimizer_in_backward checkpoint backward grouped_bn conv_slice inplace_relu inplace_sum relu_masks "
+    "bn_parts micro_batch frozen_weights autocast storage offload replay_place replay_dtype"
+)
 
 
-def test_results_have_techniques_in_one_order() -> None:
-    assert list(Techniques().model_dump()) == list(TECHNIQUES) == ORDER
+def test_results_keep_techniques_in_the_order_that_they_always_had() -> None:
+    fields = list(Techniques().model_dump())
+    assert fields == list(TECHNIQUES)
+    assert [name for name in fields if name in ORDER.split()] == ORDER.split(), "new ones may stand between"
 
 
 def test_what_is_in_use_is_asked_and_nothing_else() -> None:
