@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Techniques(Storage, Inexact, Layers, Steps):  # pydantic takes the fields of the last base first
     """Which lean techniques are in use; the default is plain execution.
 
-    Each leaves what is computed as it is (to rounding), or is refused for a method where it would not. The exceptions
-    are inexact, which results mark.
+    Each leaves what is computed as it is (to rounding), or is refused for a method where it would not. Results mark the
+    exceptions, those that are not exact.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
