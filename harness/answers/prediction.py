@@ -71,14 +71,8 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     """
     kept, kind = None, allocator_of(spec.target)
     chosen = techniques(spec.execution, method_class(spec.method).lean)
-    if chosen.autocast != "none":
-        raise UsageError(
-            f"autocast={chosen.autocast} cannot be predicted, as torch casts nothing without a device; measure it"
-        )
-    if chosen.moves:
-        raise UsageError(
-            f"{chosen.moves[0]} moves values between a device and the host and cannot be predicted without; measure it"
-        )
+    if chosen.unpredictable:
+        raise UsageError(f"{chosen.unpredictable}; measure it")
     if chosen.storage == "compact":
         # which channels fall is read from the weights, so those are drawn once
         plain = spec.model_copy(update={"execution": PLAIN})
@@ -131,7 +125,7 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         spec=spec.model_copy(update={"target": target}),
         status="ok",
         method_config=run.method.config.model_dump(mode="json"),
-        execution=run.runner.describe(),
+        execution=run.runner.prepared.describe(),
         joint=run.method.joint,
         environment=environment(),
         footprint=ledger.footprint.model_copy(update=on_cuda),

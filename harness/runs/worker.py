@@ -118,7 +118,7 @@ def _device_ran_short(target: str) -> bool:
 def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     run = build(job.spec, monitor, job.sources)
     outcome.method_config = run.method.config.model_dump(mode="json")
-    outcome.execution = run.runner.describe()
+    outcome.execution = run.runner.prepared.describe()
     outcome.joint = run.method.joint
     outcome.weights = run.weights
     outcome.data_digest = run.stream.data_digest

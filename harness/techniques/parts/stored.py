@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.execution.layers import convolve, convolve_backward, shape_of
+from clmem.harness.techniques.parts.layers import convolve, convolve_backward, shape_of
 from clmem.methods.base import Network, OpenElements
 
 SEARCHED = 2**16
