@@ -69,20 +69,30 @@ class EWC(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR, Tiny and MNIST)")
-        strength: float = Field(10.0, ge=0, description="lambda, weight of the penalty (mammoth's, CIFAR)")
-        gamma: float = Field(1.0, ge=0, le=1, description="how much of F each new task leaves (mammoth's)")
-        fisher: Literal["empirical", "sampled", "batched"] = Field(
-            "empirical", description="squares of the true label (mammoth), of a label drawn from p, or one per batch"
+        lr: float = Field(
+            0.03, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR, TinyImageNet and MNIST)"
         )
-        weighted: bool = Field(False, description="also multiply each square by p(y|x) (mammoth does)")
-        fisher_samples: int = Field(0, ge=0, description="samples N of each task; 0: all of one epoch (mammoth)")
+        strength: float = Field(10.0, ge=0, description="lambda, the weight of the penalty (mammoth's, for CIFAR)")
+        gamma: float = Field(
+            1.0, ge=0, le=1, description="share of the Fisher information F that stays when a task is added (mammoth's)"
+        )
+        fisher: Literal["empirical", "sampled", "batched"] = Field(
+            "empirical",
+            description="F squares the gradients of single samples, for true labels (empirical, mammoth) or labels "
+            "drawn from the output (sampled), or the mean gradient of each batch (batched)",
+        )
+        weighted: bool = Field(False, description="multiply each square by the probability of its label (mammoth does)")
+        fisher_samples: int = Field(
+            0, ge=0, description="samples of each task that F is computed from; 0: all of one epoch (mammoth)"
+        )
         penalty: Literal["inplace", "graph", "implicit"] = Field(
             "inplace",
-            description="added to the gradients (ours), to the loss (common, costs its graph), or another step (ours)",
+            description="add the penalty to the gradients (inplace, ours) or to the loss (graph, common, more memory), "
+            "or take another step, which no strength makes diverge (implicit, ours)",
         )
         vectors: Literal["per_parameter", "flattened"] = Field(
-            "per_parameter", description="F and anchor by parameter (ours), or as one vector each (mammoth)"
+            "per_parameter",
+            description="how F and the old weights are held: by parameter (ours), or as one vector each (mammoth)",
         )
 
     config: Config
