@@ -318,10 +318,9 @@ class Method:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate")
+        lr: float = Field(0.03, gt=0, description="learning rate of SGD")
         head: Literal["class_il", "task_il"] = Field(
-            "class_il",
-            description="cross-entropy over all classes, or over the current task's slice",
+            "class_il", description="cross-entropy over all classes (class_il) or those of the current task (task_il)"
         )
 
     config: Config
