@@ -32,16 +32,20 @@ from clmem.harness.results.record import RunResult
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources
 from clmem.harness.specs.targets import PREDICTED, allocator_of
 from clmem.harness.specs.techniques import PLAIN, techniques
-from clmem.harness.text import clean
+from clmem.harness.text import clean, some
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it."""
+    """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it.
+
+    guessed: lines that read values and got guesses.
+    """
 
     run: Run
     log: AllocationLog
     records: Records
+    guessed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
-    return Recorded(run, log, observer.records)
+    return Recorded(run, log, observer.records, tuple(recorder.guessed))
 
 
 @contextmanager
@@ -128,8 +132,19 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         execution=run.runner.prepared.describe(),
         joint=run.method.joint,
         environment=environment(),
+        notes=_notes(recorded.guessed),
         footprint=ledger.footprint.model_copy(update=on_cuda),
     )
+
+
+def _notes(guessed: Sequence[str]) -> list[str]:
+    """Say what a prediction does not know."""
+    if not guessed:
+        return []
+    return [
+        f"a value is read in {clean(some(guessed), 300)}, where a prediction has none: a number was taken for 0 and a "
+        "comparison for true, so if a branch depends on it, a run may take the other one"
+    ]
 
 
 def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:

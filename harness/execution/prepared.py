@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Monitor
 from clmem.harness.execution.watch import Watch
 from clmem.harness.specs.techniques import PLAIN
@@ -157,13 +159,31 @@ class PreparedNetwork:
         """Run one term forward and backward without a step; see `clmem.methods.base.Runner`."""
         self.follow_method()
         network = self.network
-        with running_statistics_untouched(network):
+        with self._gradients_aside(), running_statistics_untouched(network):
             loss, _ = self.run_term(term, training=bn == "train")
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.monitor.scan()
-        gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
-        network.zero_grad(set_to_none=True)
-        return gradients
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.monitor.scan()
+            return {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+
+    @contextmanager
+    def _gradients_aside(self) -> Iterator[None]:
+        """Let a backward add to no gradient that is there already. A step may be under way, which takes it from there.
+
+        Raises ClmemError where a step has moved some parameters already.
+        """
+        if self.in_backward is not None and self.in_backward.arriving is not None:
+            raise ClmemError(
+                f"method {self.method.name!r} takes gradients while optimizer_in_backward applies those of a step, so "
+                "some parameters have moved and some have not; let its needs_whole_gradients be true"
+            )
+        kept = [(parameter, parameter.grad) for parameter in self.network.parameters()]
+        self.network.zero_grad(set_to_none=True)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
 
     def run_term(self, term: Term, *, training: bool) -> tuple[Tensor, Tensor]:
         """Return (loss with its graph, detached logits) of one term; training: as in `run`."""

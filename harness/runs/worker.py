@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from clmem.harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
+from clmem.harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError, place_of
 from clmem.harness.execution.monitor import Monitor, Unwatched
 from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.checkpoint import Checkpoint, UnusableCheckpointError
@@ -92,7 +92,10 @@ def perform(job: Job, report: Report) -> Outcome:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         outcome.status = "oom" if ran_out else "crashed"
-        outcome.reason = f"{sentence} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+        where = "" if ran_out else place_of(error)
+        outcome.reason = (
+            f"{sentence}{where} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+        )
     outcome.phase_s = dict(progress.seconds)
     outcome.steps = progress.steps
     return outcome

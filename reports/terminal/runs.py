@@ -53,6 +53,7 @@ def measure_table(result: RunResult) -> str:
     if result.observer_delta_bytes is not None:
         parts.append(wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
     parts += _peaks(result)
+    parts += [wrap(f"note: {note}") for note in result.notes]
     return "\n".join(parts)
 
 
@@ -147,6 +148,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,
         "process": process.model_dump(include=PROCESS_FIELDS, exclude_none=True) if process else None,
         "observer_delta_bytes": result.observer_delta_bytes,
+        "notes": result.notes,
         "fingerprint": result.fingerprint,
         "environment": result.environment,
     }

@@ -207,11 +207,12 @@ def round_trunk(
     What leaves a trunk keeps the rounded values.
     """
     stages = [] if boundary is None else network.stage_modules(boundary)
-    frozen = {module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)}
-    for module in stored.keys() - frozen:
+    frozen = [module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    for module in [module for module in stored if module not in frozen]:
         stored.pop(module).release()
-    for module in frozen - stored.keys():
-        stored[module] = RoundedWeight(module, size, dtype)
+    for module in frozen:  # in order, because a peak of weights alone depends on it
+        if module not in stored:
+            stored[module] = RoundedWeight(module, size, dtype)
 
 
 def convolution(network: nn.Module, name: str) -> nn.Conv2d:
