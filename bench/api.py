@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clmem.bench.groups import LimitedOptions, MemoryOptions
@@ -56,8 +57,8 @@ def measure(
         execution=execution,
         target=target,
         budget=budget,
-        weights=None if weights is None else named_path(str(weights)),
-        data_root=None if data_root is None else named_path(str(data_root)),
+        weights=_path(weights),
+        data_root=_path(data_root),
     )
     spec, sources = options.memory_spec(method, settings), options.sources()
     from clmem.harness.runs.checks import check_spec
@@ -102,8 +103,8 @@ def predict(
         replay_size=replay_size,
         execution=execution,
         target=target,
-        weights=None if weights is None else named_path(str(weights)),
-        data_root=None if data_root is None else named_path(str(data_root)),
+        weights=_path(weights),
+        data_root=_path(data_root),
     )
     spec, sources = options.memory_spec(method, settings), options.sources()
     from clmem.harness.answers.prediction import predict as predicted
@@ -111,3 +112,7 @@ def predict(
 
     check_spec(spec, sources, here=False)
     return predicted(spec, sources)
+
+
+def _path(given: str | PathLike[str] | None) -> Path | None:
+    return None if given is None else named_path(str(given))

@@ -24,6 +24,8 @@ MODULES = (
     "clmem.harness.specs.targets",
     "clmem.harness.specs.budgets",
     "clmem.harness.specs.techniques",
+    "clmem.harness.techniques.registry",
+    "clmem.harness.techniques.technique",
     "clmem.harness.results.record",
     "clmem.harness.results.footprint",
     "clmem.harness.results.metrics",

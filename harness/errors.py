@@ -86,15 +86,22 @@ LIBRARIES = frozenset({"torch", "torchvision", "numpy", "pydantic"})
 
 def blame(error: BaseException) -> str:
     """Return an exception of somebody else's code as a clause: its type, its message, and the line of that code."""
+    from clmem.harness.text import clean
+
+    try:
+        said = clean(str(error), 300)
+    except Exception:  # an exception whose text is wrong as well
+        said = ""
+    return f"{type(error).__name__}{': ' if said else ''}{said}{place_of(error)}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return `, in FILE:LINE` for the last line of somebody else's code that an exception came through, if any."""
     import traceback
 
     from clmem.harness.text import clean
 
     own, standard = Path(__file__).parent, Path(os.__file__).parent
-    try:
-        said = clean(str(error), 300)
-    except Exception:  # an exception whose text is wrong as well
-        said = ""
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append((error.filename, error.lineno))
@@ -107,5 +114,4 @@ def blame(error: BaseException) -> str:
         and (standard not in path.parents or "site-packages" in path.parts)
         and path.exists()
     ]
-    where = f", in {clean(str(theirs[-1][0]), 200)}:{theirs[-1][1]}" if theirs else ""
-    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"
+    return f", in {clean(str(theirs[-1][0]), 200)}:{theirs[-1][1]}" if theirs else ""

@@ -120,10 +120,11 @@ class Convolution:
 
 
 class Network(nn.Module):
-    """What a method learns: a chain of named stages, from images [n, 3, H, W] to logits [n, all classes].
+    """What a method learns: a chain of named stages, from images [n, C, H, W] to logits [n, all classes].
 
-    A subclass must define `boundaries`, `tail_stage`, `run` and `stage_modules`. What else it says of itself lets more
-    methods and techniques work on it. Stages of one name before the last dot are a layer: `layer2.0` and `layer2.1`.
+    Images have the channels C and the sides of the stream. A subclass must define `boundaries`, `tail_stage`, `run` and
+    `stage_modules`. What else it says of itself lets more methods and techniques work on it. Stages of one name before
+    the last dot are a layer: `layer2.0` and `layer2.1`.
     """
 
     @property
@@ -144,6 +145,10 @@ class Network(nn.Module):
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
         """Run the stages from `start` (included) to `stop` (excluded); None is the beginning and the end."""
         raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        return self.run(x)
 
     def stage_modules(self, boundary: str) -> list[nn.Module]:
         """Return the modules that lie before `boundary`. Raises for a boundary that the network lacks."""
@@ -234,9 +239,10 @@ class Runner(Protocol):
         ...
 
     def gradients(self, term: Term, *, bn: Literal["eval", "train"] = "eval") -> dict[str, Tensor]:
-        """Return {parameter name: gradient of the term's loss}; no parameter moves and none keeps its gradient.
+        """Return {parameter name: gradient of the term's loss}; no parameter moves, and gradients of a step stay.
 
-        bn: as in `forward`. A frozen trunk has no gradients.
+        bn: as in `forward`. A frozen trunk has no gradients. A method that calls it in `adjust_gradient` needs whole
+        gradients.
         """
         ...
 
@@ -251,8 +257,8 @@ class MethodContext:
     pretrained: whether the network's weights were loaded rather than drawn.
     new_network: makes another network of the same shape; its weights depend on the run's seed and on the number given.
     replay_device, replay_dtype: where replay slots lie, and what images in them are stored in.
-    shapes_only: whether tensors have no values, in a prediction: what is done alike for many samples one after the
-    other may be done for two of them.
+    shapes_only: whether tensors have no values, in a prediction. There a number that is read is 0, and a comparison is
+    true. What is done alike for many samples one after the other may be done for two of them.
     """
 
     network: Network
@@ -302,7 +308,7 @@ class Method:
     """Named settings: `lightcl@released` is `lightcl` with those of its preset `released`."""
     lean: ClassVar[Mapping[str, object]] = {}
     """The smallest exact execution that was found for it and takes under twice the plain step's time, by technique
-    (`harness/specs/techniques.py`)."""
+    (`harness/techniques`)."""
     stage_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that name a stage. Where one names a role (`Network.stage_index`), a run and its result have the stage's
     own name."""
@@ -318,10 +324,9 @@ class Method:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate")
+        lr: float = Field(0.03, gt=0, description="learning rate of SGD")
         head: Literal["class_il", "task_il"] = Field(
-            "class_il",
-            description="cross-entropy over all classes, or over the current task's slice",
+            "class_il", description="cross-entropy over all classes (class_il) or those of the current task (task_il)"
         )
 
     config: Config

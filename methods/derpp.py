@@ -41,9 +41,15 @@ class DERpp(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR and Tiny)")
-        alpha: float = Field(0.1, ge=0, description="weight of the stored logits (mammoth's, CIFAR, 200 slots)")
-        beta: float = Field(0.5, ge=0, description="weight of the stored labels (mammoth's, CIFAR, 200 and 500 slots)")
+        lr: float = Field(
+            0.03, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR and TinyImageNet)"
+        )
+        alpha: float = Field(
+            0.1, ge=0, description="weight of the loss on stored logits (mammoth's, for CIFAR, 200 slots)"
+        )
+        beta: float = Field(
+            0.5, ge=0, description="weight of the loss on stored labels (mammoth's, for CIFAR, 200 and 500 slots)"
+        )
 
     config: Config
 

@@ -38,7 +38,7 @@ class ER(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.1, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR)")
+        lr: float = Field(0.1, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR)")
 
     def __init__(self, context: MethodContext, config: Config) -> None:
         super().__init__(context, config)

@@ -12,12 +12,8 @@ parameters.
 
 The penalty has no graph: its gradient 2 lambda F (theta - anchor) is added to `.grad` after the backward, one parameter
 and one temporary at a time, when the activations are gone: the peak is that of SGD plus the state. The loss reported is
-the cross-entropy alone. Two usual ways are there to be measured; the combinations of `inplace` and `graph` with both
-`vectors` take the same step:
-- `penalty=graph` adds the penalty to the loss. Autograd keeps theta - anchor, and as the penalty comes last its
-  backward comes first: one more copy of the parameters while all activations live.
-- `vectors=flattened` holds F and anchor as one vector each and computes the drift of all parameters at once: one more
-  vector after the backward, which small activations let be seen; with a graph five, four of them at the peak.
+the cross-entropy alone. The usual ways, `penalty=graph` and `vectors=flattened`, take the same step with more memory.
+They exist to be measured (`parts/ewc_variants.py`).
 
 `penalty=implicit` is ours: the same objective by another step, in the same bytes, with the penalty's gradient where the
 step ends:
@@ -59,12 +55,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from clmem.methods.base import Batch, Method, MethodContext, Outputs, Step, Task, Term
-
-ALL = "all parameters"
-"""The one key of F and anchor when they are flattened."""
+from clmem.methods.parts.ewc_variants import adjust_flattened, by_parameter, flattened_zeros, with_penalty
 
 
 class EWC(Method):
@@ -76,20 +69,30 @@ class EWC(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR, Tiny and MNIST)")
-        strength: float = Field(10.0, ge=0, description="lambda, weight of the penalty (mammoth's, CIFAR)")
-        gamma: float = Field(1.0, ge=0, le=1, description="how much of F each new task leaves (mammoth's)")
-        fisher: Literal["empirical", "sampled", "batched"] = Field(
-            "empirical", description="squares of the true label (mammoth), of a label drawn from p, or one per batch"
+        lr: float = Field(
+            0.03, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR, TinyImageNet and MNIST)"
         )
-        weighted: bool = Field(False, description="also multiply each square by p(y|x) (mammoth does)")
-        fisher_samples: int = Field(0, ge=0, description="samples N of each task; 0: all of one epoch (mammoth)")
+        strength: float = Field(10.0, ge=0, description="lambda, the weight of the penalty (mammoth's, for CIFAR)")
+        gamma: float = Field(
+            1.0, ge=0, le=1, description="share of the Fisher information F that stays when a task is added (mammoth's)"
+        )
+        fisher: Literal["empirical", "sampled", "batched"] = Field(
+            "empirical",
+            description="F squares the gradients of single samples, for true labels (empirical, mammoth) or labels "
+            "drawn from the output (sampled), or the mean gradient of each batch (batched)",
+        )
+        weighted: bool = Field(False, description="multiply each square by the probability of its label (mammoth does)")
+        fisher_samples: int = Field(
+            0, ge=0, description="samples of each task that F is computed from; 0: all of one epoch (mammoth)"
+        )
         penalty: Literal["inplace", "graph", "implicit"] = Field(
             "inplace",
-            description="added to the gradients (ours), to the loss (common, costs its graph), or another step (ours)",
+            description="add the penalty to the gradients (inplace, ours) or to the loss (graph, common, more memory), "
+            "or take another step, which no strength makes diverge (implicit, ours)",
         )
         vectors: Literal["per_parameter", "flattened"] = Field(
-            "per_parameter", description="F and anchor by parameter (ours), or as one vector each (mammoth)"
+            "per_parameter",
+            description="how F and the old weights are held: by parameter (ours), or as one vector each (mammoth)",
         )
 
     config: Config
@@ -111,18 +114,10 @@ class EWC(Method):
     def loss(self, outputs: Outputs, labels: Tensor, classes: range) -> Tensor:
         """Cross-entropy, plus lambda sum F (theta - anchor)^2 with `penalty=graph`."""
         loss = self.cross_entropy(outputs, labels, classes)
-        if self.config.penalty != "graph" or not self.fisher:
-            return loss
-        theta: dict[str, Tensor] = dict(self.network.named_parameters())
-        if self.config.vectors == "flattened":
-            theta = {ALL: parameters_to_vector(theta.values())}
-        drifts = [(self.fisher[name] * (theta[name] - self.anchor[name]) ** 2).sum() for name in theta]
-        return loss + self.config.strength * torch.stack(drifts).sum()
-
-    @property
-    def needs_whole_gradients(self) -> bool:
-        """The drift of all parameters is computed at once where it is one vector."""
-        return self.config.vectors == "flattened" and self.config.penalty != "graph"
+        if self.config.penalty == "graph" and self.fisher:
+            theta = dict(self.network.named_parameters())
+            return with_penalty(loss, theta, self.fisher, self.anchor, self.config.strength)
+        return loss
 
     def adjust_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Add 2 lambda F (theta - anchor) of one parameter; with `implicit` divide by 1 + 2 lr lambda F."""
@@ -130,36 +125,38 @@ class EWC(Method):
             drift = parameter.detach() - self.anchor[name]
             parameter.grad.addcmul_(self.fisher[name], drift, value=2 * self.config.strength)
             if self.config.penalty == "implicit":
-                parameter.grad.div_(self._damping(self.fisher[name], out=drift))
+                parameter.grad.div_(self.damping(self.fisher[name], out=drift))
 
-    def adjust_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Add it parameter by parameter, or from one vector of all of them."""
-        if self.config.vectors == "per_parameter":
-            super().adjust_gradients(parameters)
-        elif self.config.penalty != "graph" and self.fisher:
-            drift = parameters_to_vector(parameter.detach() for parameter in parameters.values())
-            drift.sub_(self.anchor[ALL]).mul_(self.fisher[ALL])
-            gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]  # all have
-            torch._foreach_add_(gradients, self._by_parameter({ALL: drift}), alpha=2 * self.config.strength)
-            if self.config.penalty == "implicit":
-                torch._foreach_div_(gradients, self._by_parameter({ALL: self._damping(self.fisher[ALL], out=drift)}))
-
-    def _damping(self, fisher: Tensor, out: Tensor) -> Tensor:
+    def damping(self, fisher: Tensor, out: Tensor) -> Tensor:
         """Write 1 + 2 lr lambda F into memory that is there already."""
         return torch.mul(fisher, 2 * self.config.lr * self.config.strength, out=out).add_(1)
+
+    @property
+    def needs_whole_gradients(self) -> bool:
+        """Only `vectors=flattened` computes the drift of all parameters at once."""
+        return self.config.vectors == "flattened" and self.config.penalty != "graph"
+
+    def adjust_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Adjust parameter by parameter, except with `vectors=flattened`."""
+        if not self.needs_whole_gradients:
+            super().adjust_gradients(parameters)
+        elif self.fisher:
+            damping = self.damping if self.config.penalty == "implicit" else None
+            adjust_flattened(parameters.values(), self.fisher, self.anchor, self.config.strength, damping)
 
     def after_task(self, task: Task) -> None:
         """Let gamma of F remain, add the task's mean square to it, and take the parameters as the anchor."""
         if not self.fisher:
             self.fisher, self.anchor = self._zeros(), self._zeros()
-        fisher = self._by_parameter(self.fisher)
+        fisher = by_parameter(self.fisher, self.network.parameters())
         torch._foreach_mul_(fisher, self.config.gamma)
         for term, share in self._likelihoods(task):
             gradients = tuple(self.context.runner.gradients(term).values())
             torch._foreach_addcmul_(fisher, gradients, gradients, value=share)
             del gradients  # or they would live on beside the next ones
+        parameters = tuple(self.network.parameters())
         with torch.no_grad():
-            torch._foreach_copy_(self._by_parameter(self.anchor), tuple(self.network.parameters()))
+            torch._foreach_copy_(by_parameter(self.anchor, parameters), parameters)
 
     def negative_log_likelihood(self, outputs: Outputs, target: Tensor, classes: range) -> Tensor:
         """Return -log p(y|x), over the logits that `head` learns, times the root of p(y|x) if `weighted`.
@@ -196,16 +193,6 @@ class EWC(Method):
                 yield Term(batch.images[part], loss, (targets[part],)), size / total
 
     def _zeros(self) -> dict[str, Tensor]:
-        parameters = dict(self.network.named_parameters())
         if self.config.vectors == "flattened":
-            size = sum(parameter.numel() for parameter in parameters.values())
-            return {ALL: torch.zeros(size, device=self.context.device)}
-        return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-
-    def _by_parameter(self, vectors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return the tensors that have the parameters' shapes: those given, or views of the one vector."""
-        if self.config.vectors == "per_parameter":
-            return tuple(vectors.values())
-        parameters = tuple(self.network.parameters())
-        parts = torch.split(vectors[ALL], [parameter.numel() for parameter in parameters])
-        return tuple(part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True))
+            return flattened_zeros(self.network.parameters(), self.context.device)
+        return {name: torch.zeros_like(parameter) for name, parameter in self.network.named_parameters()}

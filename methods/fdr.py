@@ -49,8 +49,14 @@ class FDR(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR and Tiny)")
-        alpha: float = Field(0.3, ge=0, description="weight of the distance (mammoth's, CIFAR and Tiny, 200 slots)")
+        lr: float = Field(
+            0.03, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR and TinyImageNet)"
+        )
+        alpha: float = Field(
+            0.3,
+            ge=0,
+            description="weight of the distance to stored outputs (mammoth's, for CIFAR and TinyImageNet, 200 slots)",
+        )
 
     config: Config
 

@@ -25,6 +25,6 @@ class HeadOnly(TailSGD):
     class Config(TailSGD.Config):
         """Hyper-parameters."""
 
-        boundary: Literal["head"] = Field("head", description="first stage that learns (what the method is)")
+        boundary: Literal["head"] = Field("head", description="first stage that learns, here always the head")
 
     config: Config

@@ -27,7 +27,7 @@ class Joint(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.1, gt=0, description="SGD learning rate (the mammoth framework's, CIFAR-10)")
+        lr: float = Field(0.1, gt=0, description="learning rate of SGD (the mammoth framework's, for CIFAR-10)")
 
     def terms(self, batch: Batch) -> Iterable[Step]:
         """Cross-entropy on the batch."""

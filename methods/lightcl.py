@@ -61,32 +61,45 @@ class LightCL(Method):
     class Config(TailConfig):
         """Hyper-parameters; defaults of the released code unless noted."""
 
-        lr: float = Field(0.01, gt=0, description="SGD learning rate (released code)")
+        lr: float = Field(0.01, gt=0, description="learning rate of SGD (released code)")
         head: Literal["class_il", "task_il"] = Field(
-            "task_il", description="cross-entropy over the current task's slice (released code), or over all classes"
+            "task_il",
+            description="cross-entropy over all classes (class_il) or those of the current task "
+            "(task_il, released code)",
         )
         boundary: str = Field(
             "tail",
-            description="first stage that learns; `tail` is the network's own (released code: layer4; the paper's "
-            "memory column implies layer3.1)",
+            description="first stage that learns; each network says which stage is its `tail` (released code: layer4; "
+            "the paper's memory column implies layer3.1)",
         )
         first_boundary: str | None = Field(
             None,
-            description="first stage that task 0 learns when the trunk is frozen from the start; "
-            "None: that of the others (released code)",
+            description="first stage that learns in task 0 if the trunk is frozen from the start; none: the one that "
+            "`boundary` names (released code)",
         )
-        trunk_bn: Literal["eval", "train"] = Field("eval", description="mode of a frozen trunk's bn (released: train)")
-        beta: float = Field(2e-4, ge=0, description="weight of the penalty, a sum (released code)")
-        keep_ratio: float = Field(0.15, gt=0, le=1, description="channels held per task; 1 holds all, without a mask")
-        memory_size: int = Field(15, ge=1, description="images in M (released code; Table 1)")
+        trunk_bn: Literal["eval", "train"] = Field(
+            "eval", description="mode of the batch norms in a frozen trunk (released code: train)"
+        )
+        beta: float = Field(2e-4, ge=0, description="weight of the penalty, which is a sum, not a mean (released code)")
+        keep_ratio: float = Field(
+            0.15,
+            gt=0,
+            le=1,
+            description="share of the channels that each task adds to the penalty; 1: all, without a mask",
+        )
+        memory_size: int = Field(
+            15, ge=1, description="images that the penalty is computed on, M (released code; Table 1)"
+        )
         memory_source: Literal["new_task", "reservoir"] = Field(
-            "new_task", description="M from the new task's first batch (released code), or from a reservoir of old ones"
+            "new_task",
+            description="where M comes from: the new task's first batch (released code), or a reservoir of old images",
         )
         weight_masks: Literal["none", "float32"] = Field(
-            "none", description="hold an all-ones mask over every parameter (released: float32)"
+            "none", description="masks of ones for all parameters, which only take memory (released code: float32)"
         )
         evaluation_graph: bool = Field(
-            False, description="let evaluation record graphs, as without no_grad (released: true)"
+            False,
+            description="record autograd graphs in evaluation, as code without no_grad does (released code: true)",
         )
 
     config: Config

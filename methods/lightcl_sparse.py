@@ -39,7 +39,7 @@ from clmem.methods.parts.channels import Ranking, convolutions, in_full, kept_ch
 
 
 class LightCLSparse(LightCL):
-    """LightCL with channel sparsity: prunes channels before the first task and learns with the others."""
+    """LightCL with channel sparsity: prunes channels before the first task and learns with those that are left."""
 
     name = "lightcl-sparse"
     checkpointed = (*LightCL.checkpointed, "pruned")
@@ -49,15 +49,18 @@ class LightCLSparse(LightCL):
 
         first_boundary: str | None = Field(
             "before_tail",
-            description="first stage that task 0 learns when the trunk is frozen from the start; `before_tail` "
-            "is the stage before the tail (released code: layer3.1); None: that of the others",
+            description="first stage that learns in task 0 if the trunk is frozen from the start; `before_tail` is the "
+            "stage before the tail (released code: layer3.1); none: the one that `boundary` names",
         )
         ranking: Ranking = Field(
             "grouped",
-            description="one ranking for convolutions whose outputs are added, or per_convolution (released code)",
+            description="how channels are ranked: together in convolutions whose outputs are added (grouped), or in "
+            "each convolution alone (per_convolution, released code)",
         )
         weight_masks: Literal["none", "bool"] = Field(  # type: ignore[assignment]
-            "none", description="hold a mask over every parameter (released: bool), or one per channel"
+            "none",
+            description="what masks hold: one bool per element of every parameter (bool, released code) or per channel "
+            "(none)",
         )
 
     config: Config

@@ -1,6 +1,8 @@
 """Progressive Neural Networks (PNN): a network per task, each of which listens to all before it.
 
-Rusu et al., "Progressive Neural Networks", arXiv 1606.04671, 2016, Eq. 2. Column t, at layer i:
+Rusu et al., "Progressive Neural Networks", arXiv 1606.04671, 2016, Eq. 2.
+
+Column t, at layer i:
 
     h_i = ReLU(W_i h_{i-1} + U_i ReLU(V_i alpha_i h_{i-1}^{<t} + b_i))      loss = CE(f_t(x), y)
 
@@ -51,10 +53,11 @@ class PNN(Method):
     class Config(Method.Config):
         """Hyper-parameters."""
 
-        lr: float = Field(0.03, gt=0, description="SGD learning rate (the mammoth framework's)")
+        lr: float = Field(0.03, gt=0, description="learning rate of SGD (the mammoth framework's)")
         head: Literal["class_il", "task_il"] = Field(
             "task_il",
-            description="cross-entropy over the task's slice (paper: one head per task), or over all classes",
+            description="cross-entropy over all classes (class_il) or those of the current task "
+            "(task_il; paper: one head per task)",
         )
 
     config: Config

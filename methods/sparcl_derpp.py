@@ -34,8 +34,8 @@ class SparCLDERpp(SparCL):
     class Config(SparCL.Config):
         """Hyper-parameters."""
 
-        alpha: float = Field(0.1, ge=0, description="weight of the stored logits (released code)")
-        beta: float = Field(0.5, ge=0, description="weight of the stored labels (released code)")
+        alpha: float = Field(0.1, ge=0, description="weight of the loss on stored logits (released code)")
+        beta: float = Field(0.5, ge=0, description="weight of the loss on stored labels (released code)")
 
     config: Config
 

@@ -27,9 +27,11 @@ class TailSGD(Method):
     class Config(TailConfig):
         """Hyper-parameters."""
 
-        lr: float = Field(0.1, gt=0, description="SGD learning rate (that of sgd)")
+        lr: float = Field(0.1, gt=0, description="learning rate of SGD (as for sgd)")
         head: Literal["class_il", "task_il"] = Field(
-            "task_il", description="cross-entropy over the current task's slice (LightCL's), or over all classes"
+            "task_il",
+            description="cross-entropy over all classes (class_il) or those of the current task "
+            "(task_il, as in LightCL)",
         )
 
     config: Config

@@ -119,7 +119,7 @@ def fit(
 
     most = LARGEST[axis] // step
     chosen = techniques(spec.execution, method_class(spec.method).lean)
-    if axis == "batch" and (chosen.trunk_chunk or chosen.conv_slice or chosen.micro_batch):
+    if axis == "batch" and chosen.in_slices:
         most = LARGEST_IN_SLICES
     images = _smallest_task(spec, sources) if axis == "batch" else None
     most = most if images is None else min(most, images)

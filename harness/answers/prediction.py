@@ -32,16 +32,20 @@ from clmem.harness.results.record import RunResult
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources
 from clmem.harness.specs.targets import PREDICTED, allocator_of
 from clmem.harness.specs.techniques import PLAIN, techniques
-from clmem.harness.text import clean
+from clmem.harness.text import clean, some
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it."""
+    """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it.
+
+    guessed: lines that read values and got guesses.
+    """
 
     run: Run
     log: AllocationLog
     records: Records
+    guessed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,8 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     """
     kept, kind = None, allocator_of(spec.target)
     chosen = techniques(spec.execution, method_class(spec.method).lean)
-    if chosen.autocast != "none":
-        raise UsageError(
-            f"autocast={chosen.autocast} cannot be predicted, as torch casts nothing without a device; measure it"
-        )
-    if chosen.moves:
-        raise UsageError(
-            f"{chosen.moves[0]} moves values between a device and the host and cannot be predicted without; measure it"
-        )
+    if chosen.unpredictable:
+        raise UsageError(f"{chosen.unpredictable}; measure it")
     if chosen.storage == "compact":
         # which channels fall is read from the weights, so those are drawn once
         plain = spec.model_copy(update={"execution": PLAIN})
@@ -97,7 +95,7 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
-    return Recorded(run, log, observer.records)
+    return Recorded(run, log, observer.records, tuple(recorder.guessed))
 
 
 @contextmanager
@@ -131,11 +129,22 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         spec=spec.model_copy(update={"target": target}),
         status="ok",
         method_config=run.method.config.model_dump(mode="json"),
-        execution=run.runner.describe(),
+        execution=run.runner.prepared.describe(),
         joint=run.method.joint,
         environment=environment(),
+        notes=_notes(recorded.guessed),
         footprint=ledger.footprint.model_copy(update=on_cuda),
     )
+
+
+def _notes(guessed: Sequence[str]) -> list[str]:
+    """Say what a prediction does not know."""
+    if not guessed:
+        return []
+    return [
+        f"a value is read in {clean(some(guessed), 300)}, where a prediction has none: a number was taken for 0 and a "
+        "comparison for true, so if a branch depends on it, a run may take the other one"
+    ]
 
 
 def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clmem.harness.errors import UsageError
 from clmem.harness.execution.monitor import Monitor
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_config
 from clmem.harness.networks.registry import build_network
@@ -77,10 +78,10 @@ def build(
     chosen = techniques(spec.execution, cls.lean)
     if chosen.moves and allocator_of(spec.target) == "cpu":
         raise UsageError(f"{chosen.moves[0]} moves memory from a device to the host, and target cpu is the host")
-    runner = StepRunner(monitor, chosen, kept)
+    prepared = PreparedNetwork(monitor, chosen, kept)
     context = MethodContext(
         network=network,
-        runner=runner,
+        runner=prepared,
         num_classes=stream.num_classes,
         num_tasks=stream.num_tasks,
         image_shape=stream.image_shape,
@@ -98,8 +99,8 @@ def build(
         shapes_only=device == "meta",
     )
     method = cls(context, config)
-    runner.attach(method)
-    return Run(stream, method, runner, weights)
+    prepared.attach(method)
+    return Run(stream, method, StepRunner(prepared), weights)
 
 
 def _network_seed(seed: int, number: int) -> int:

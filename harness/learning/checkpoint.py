@@ -94,13 +94,13 @@ class Checkpoint:
             raise UnusableCheckpointError(f"the checkpoint {self.path} does not fit its run: {error}") from error
 
     def _put(self, run: Run, state: Mapping[str, Any]) -> Course:
-        method, runner = run.method, run.runner
+        method = run.method
         course = TypeAdapter(Course).validate_python(state["course"])
         method.load_state_dict(state["method"])
         method.network.load_state_dict(state["network"])
         method.trunk = None if state["trunk"] is None else Trunk(*state["trunk"])
         method.context.rng.bit_generator.state = json.loads(state["rng"])
-        runner.load_state_dict(state["execution"])
+        run.runner.prepared.load_state_dict(state["execution"])
         run.stream.fingerprint = str(state["fingerprint"])
         self.resumed_at = [*map(int, state["resumed_at"]), int(course.steps)]
         self.process_peak_bytes = int(state["process_peak_bytes"])
@@ -120,7 +120,7 @@ class Checkpoint:
             "network": method.network.state_dict(),
             "trunk": None if method.trunk is None else [method.trunk.boundary, method.trunk.bn],
             "rng": json.dumps(method.context.rng.bit_generator.state),
-            "execution": run.runner.state_dict(),
+            "execution": run.runner.prepared.state_dict(),
             "fingerprint": run.stream.fingerprint,
             "course": asdict(course),
             "resumed_at": self.resumed_at,

@@ -39,10 +39,6 @@ class Perceptron(StagedNetwork):
             x = module(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [n, C, H, W] to logits [n, classes]."""
-        return self.run(x)
-
     def stage_modules(self, boundary: str) -> list[nn.Module]:
         """Return the modules that lie before `boundary`."""
         return self._between(None, boundary)

@@ -6,6 +6,7 @@ Another package adds its own with an entry point in the group `clmem.networks` (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from clmem.harness.errors import ClmemError, UsageError, blame, nearest
 from clmem.harness.out_of_memory import is_limited, means_out_of_memory
 from clmem.harness.plugins import Plugins
 from clmem.harness.results.source import modules_digest
-from clmem.harness.text import clean
+from clmem.harness.text import clean, some
 
 if TYPE_CHECKING:
     from clmem.harness.networks.architecture import Architecture
@@ -94,7 +95,24 @@ def build_network(
             f"network {clean(name, 80)!r} is made as a value of type {type(network).__name__}; make it a subclass of "
             "clmem.methods.base.Network"
         )
+    _check_stages(name, network, found.stages.names)
     return network
+
+
+def _check_stages(name: str, network: Network, stages: Sequence[str]) -> None:
+    """Raise UsageError for a network that names other stages, or modules that it does not have."""
+    if tuple(network.boundaries) != tuple(stages):
+        raise UsageError(
+            f"network {clean(name, 80)!r} is described with the stages {some(stages)}, but has the boundaries "
+            f"{some(network.boundaries)}; give both the same ones, as `StagedNetwork` does"
+        )
+    modules = {module for module, _ in network.named_modules()}
+    for what, named in (("its last stage", [network.head_stage]), ("feature_relus", network.feature_relus)):
+        missing = [module for module in named if module not in modules]
+        if missing:
+            raise UsageError(
+                f"network {clean(name, 80)!r} has no module {missing[0]!r}, which {what} names; give the name of one"
+            )
 
 
 def _found(name: str) -> Any:

@@ -83,10 +83,6 @@ class TorchvisionNetwork(StagedNetwork):
                 x = self._carry_out(operation, x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [n, 3, H, W] to logits [n, classes]."""
-        return self.run(x)
-
     def stage_modules(self, boundary: str) -> list[nn.Module]:
         """Return the modules that lie before `boundary`."""
         before = self.chain.operations[: self.stage_index(boundary)]

@@ -17,8 +17,9 @@ from clmem.harness.results.record import (
 )
 from clmem.harness.results.source import own_methods
 from clmem.harness.specs.run import Measured, RunSpec
-from clmem.harness.specs.techniques import LEAN, Techniques, techniques
+from clmem.harness.specs.techniques import LEAN, techniques
 from clmem.harness.streams.catalog import lookup
+from clmem.harness.techniques.registry import Techniques
 from clmem.harness.text import clean
 
 PROMISED: Mapping[Measured, tuple[str, ...]] = {

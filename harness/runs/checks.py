@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from clmem.harness.errors import ClmemError, UsageError, blame
-from clmem.harness.execution.batch_norm import batch_norms
 from clmem.harness.execution.monitor import Unwatched
 from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.registry import check_execution, method_class
@@ -25,6 +24,7 @@ from clmem.harness.specs.run import NOWHERE, RunSpec, Sources
 from clmem.harness.specs.targets import allocator_of, device_of
 from clmem.harness.specs.techniques import PLAIN, techniques
 from clmem.harness.streams import prepare
+from clmem.harness.techniques.parts.batch_norm import batch_norms
 from clmem.harness.text import clean
 
 NARROW = 2

@@ -26,7 +26,8 @@ from clmem.harness.runs.measurement import passes
 from clmem.harness.runs.runner import Present, Watcher, checkpoint_path, run_specs
 from clmem.harness.specs.run import NOWHERE, RunSpec, Sources, weights_label
 from clmem.harness.specs.suite import Suite
-from clmem.harness.specs.techniques import Techniques, techniques
+from clmem.harness.specs.techniques import techniques
+from clmem.harness.techniques.registry import Techniques
 
 AGAIN = ("crashed", "timeout")
 """Endings of runs that are tried again if that is asked for."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from clmem.harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError
+from clmem.harness.errors import ClmemError, DivergedError, LedgerError, UndeclaredStateError, UsageError, place_of
 from clmem.harness.execution.monitor import Monitor, Unwatched
 from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.checkpoint import Checkpoint, UnusableCheckpointError
@@ -90,7 +90,10 @@ def perform(job: Job, report: Report) -> Outcome:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         outcome.status = "oom" if ran_out else "crashed"
-        outcome.reason = f"{sentence} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+        where = "" if ran_out else place_of(error)
+        outcome.reason = (
+            f"{sentence}{where} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+        )
     outcome.phase_s = dict(progress.seconds)
     outcome.steps = progress.steps
     return outcome
@@ -116,7 +119,7 @@ def _device_ran_short(target: str) -> bool:
 def _build(job: Job, outcome: Outcome, monitor: Monitor) -> Run:
     run = build(job.spec, monitor, job.sources)
     outcome.method_config = run.method.config.model_dump(mode="json")
-    outcome.execution = run.runner.describe()
+    outcome.execution = run.runner.prepared.describe()
     outcome.joint = run.method.joint
     outcome.weights = run.weights
     outcome.data_digest = run.stream.data_digest

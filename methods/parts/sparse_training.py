@@ -43,28 +43,44 @@ UPDATES = 10
 class SparseConfig(Method.Config):
     """Hyper-parameters that the SparCL methods share; defaults of the released code unless noted."""
 
-    lr: float = Field(0.03, gt=0, description="SGD learning rate (released code)")
+    lr: float = Field(0.03, gt=0, description="learning rate of SGD (released code)")
     head: Literal["class_il", "task_il"] = Field(
-        "task_il", description="cross-entropy over the current task's slice (released code), or over all classes"
+        "task_il",
+        description="cross-entropy over all classes (class_il) or those of the current task (task_il, released code)",
     )
     sparsity: float = Field(
         0.9,
         gt=0,
         lt=1,
-        description="share of closed weights per masked layer (paper: .75, .90, .95; LightCL's Table 1)",
+        description="share of each masked layer's weights that are zero (paper: .75, .90, .95; LightCL's Table 1)",
     )
     margin: float = Field(
-        0.01, ge=0, lt=1, description="how far the sparsity moves around its target (released at .75; ours at others)"
+        0.01,
+        ge=0,
+        lt=1,
+        description="how far the sparsity moves away from its target (released code for a sparsity of .75, else ours)",
     )
-    gradient_weight: float = Field(0.5, ge=0, description="alpha, weight of |g| in the importance (released code)")
+    gradient_weight: float = Field(
+        0.5, ge=0, description="alpha in a weight's importance, |weight| + alpha |gradient| (released code)"
+    )
     gradient_keep: float = Field(
-        0.2, gt=0, le=1, description="gradients kept per masked layer, as a share of its elements (released at .75)"
+        0.2,
+        gt=0,
+        le=1,
+        description="share of each masked layer's gradients that are kept (released code for a sparsity of .75)",
     )
-    gradient_mask_every: int = Field(30, ge=1, description="batches for which a gradient mask is kept (released code)")
+    gradient_mask_every: int = Field(
+        30, ge=1, description="batches after which gradient masks are made anew (released code)"
+    )
     removal_share: float = Field(
-        0.3, ge=0, lt=1, description="samples removed from a task, in four times (released code); 0 removes none"
+        0.3,
+        ge=0,
+        lt=1,
+        description="share of a task's samples that is removed, in four rounds (released code); 0: none",
     )
-    masks: MaskKind = Field("bit", description="how masks are stored: 1 bit per weight (ours), or float32 (released)")
+    masks: MaskKind = Field(
+        "bit", description="how masks are stored: 1 bit per weight (ours), or float32 (released code)"
+    )
 
     @model_validator(mode="after")
     def _opens_less_than_is_closed(self) -> SparseConfig:

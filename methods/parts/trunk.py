@@ -17,10 +17,13 @@ task 0, which trains everything. `auto`: `frozen` when pretrained weights were l
 class TailConfig(Method.Config):
     """Which part of the network learns, and since when."""
 
-    boundary: str = Field("tail", description="first stage that learns; `tail` and `head` are the network's own")
+    boundary: str = Field(
+        "tail", description="first stage that learns; each network says which stage is its `tail` and its `head`"
+    )
     trunk: Freezing = Field(
         "auto",
-        description="`frozen` from the start, after the `first_task`, or `auto`: by whether weights were loaded",
+        description="when the stages before `boundary` freeze: `frozen` at the start, `first_task` after task 0, "
+        "`auto` at the start if weights were loaded and after task 0 if not",
     )
 
 

@@ -12,7 +12,7 @@ from clmem.reports.claims.measurements import Measurements
 from clmem.reports.claims.ratios_by_size import Line, batch_sizes, ratios_by_size
 from clmem.reports.claims.tables import CHANGE, published_ratio, recomputed
 from clmem.reports.data.executions import RELEASED
-from clmem.reports.data.units import MIB
+from clmem.reports.data.units import MIB, signed
 from clmem.reports.plots.figures import new_figure, plot_style, save_figure
 from clmem.reports.plots.section import LINE_COLOURS, LINE_STYLES
 
@@ -148,7 +148,7 @@ def waterfall_figure(measurements: Measurements, execution: str) -> Figure:
         axes.barh(number, size, left=start, height=0.68, color=colour)
         end = max(start, start + size)
         axes.annotate(
-            f"{size:.1f}" if whole else f"{size:+.1f}", (end, number), (4, 0), textcoords="offset points", va="center"
+            f"{size:.1f}" if whole else signed(size, 1), (end, number), (4, 0), textcoords="offset points", va="center"
         )
         if not whole:
             axes.plot([left, left], [number - 0.66, number - 0.34], color="#888888", linewidth=0.7)

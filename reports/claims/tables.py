@@ -8,7 +8,7 @@ from clmem.harness.specs.techniques import PLAIN
 from clmem.reports.claims.claim import Claim, Fix, FormulaLedger, Quantity, Row
 from clmem.reports.claims.measurements import NOT_MEASURED, Level, Measurements, Place
 from clmem.reports.data.grouping import Section
-from clmem.reports.data.units import UNDEFINED, count, mib
+from clmem.reports.data.units import UNDEFINED, count, mib, signed
 from clmem.reports.markdown.markup import Markdown, code, harmless
 from clmem.reports.markdown.tables import ACCURACY_COLUMNS, accuracy_text, markdown_table, shown_roles
 
@@ -276,4 +276,4 @@ def _number(value: float | None, digits: int) -> str:
 def _error(error: float | None, quantity: Quantity) -> str:
     if error is None:
         return UNDEFINED
-    return f"{error:+.2f}" if quantity == "memory" else f"{100 * error:+.1f}"
+    return signed(error, 2) if quantity == "memory" else signed(100 * error, 1)

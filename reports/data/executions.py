@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clmem.harness.results.record import Footprint, RunResult
-from clmem.harness.specs.techniques import INEXACT, LEAN, PLAIN, Techniques
+from clmem.harness.specs.techniques import LEAN, PLAIN
+from clmem.harness.techniques.registry import TECHNIQUES, Techniques
 from clmem.reports.data.grouping import Cell, Section
 
 RELEASED = "released"
@@ -119,4 +120,4 @@ def _added(run: RunResult, before: Mapping[str, Any] | None) -> str:
 
 def _spoken(chosen: Mapping[str, Any]) -> list[str]:
     shown = [(name, name if value is True else f"{name}={value}") for name, value in chosen.items()]
-    return [f"{text} (inexact)" if name in INEXACT else text for name, text in shown]
+    return [text if TECHNIQUES[name].exact else f"{text} (inexact)" for name, text in shown]

@@ -26,6 +26,16 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else UNDEFINED
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign and so many decimals: "+1.2"; one that rounds to zero is "+0.0"."""
+    return f"{_rounded(value, digits):+.{digits}f}"
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Return the rounded value; adding 0.0 turns a -0.0, which would print as "-0.0", into 0.0."""
+    return round(value, digits) + 0.0
+
+
 def plural(number: int, noun: str) -> str:
     """Return "1 run" or "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -57,6 +67,5 @@ class Statistic:
 
     def percent(self) -> str:
         """Return a fraction as percent: "71.2 ± 0.8", without ± when there is only one seed."""
-        # adding 0.0 turns a rounded -0.0 into 0.0, which would otherwise print as "-0.0"
-        text = f"{round(100 * self.mean, 1) + 0.0:.1f}"
+        text = f"{_rounded(100 * self.mean, 1):.1f}"
         return text if self.deviation is None else f"{text} ± {100 * self.deviation:.1f}"

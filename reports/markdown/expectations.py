@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from clmem.reports.data.grouping import Cell, Section
-from clmem.reports.data.units import Statistic, mib, plural
+from clmem.reports.data.units import Statistic, mib, plural, signed
 from clmem.reports.markdown.markup import Markdown
 from clmem.reports.markdown.tables import markdown_table
 
@@ -103,7 +103,7 @@ def _difference(one: Cell, other: Cell, metric: str) -> tuple[str, bool | None]:
         any(mine.environment.get(key) != theirs.environment.get(key) for key in PROCESSOR) for mine, theirs in pairs
     )
     where = f", {apart} of them on two processors" if apart else ""
-    text = f" ({100 * statistic.mean:+.1f} ± {100 * error:.1f} over {statistic.n} seeds{where})"
+    text = f" ({signed(100 * statistic.mean, 1)} ± {100 * error:.1f} over {statistic.n} seeds{where})"
     shown = statistic.n >= FEWEST_SEEDS and abs(statistic.mean) > 2 * error
     return text, statistic.mean > 0 if shown else None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from clmem.harness.specs.techniques import LEAN, PLAIN
 from clmem.reports.data.grouping import Cell, Section
-from clmem.reports.data.units import Statistic
+from clmem.reports.data.units import Statistic, signed
 from clmem.reports.markdown.tables import accuracy_text, markdown_table
 
 METRICS = {"class_il_accuracy": "class-IL", "task_il_accuracy": "task-IL"}
@@ -67,5 +67,5 @@ def _shown(differences: list[float]) -> str:
     if statistic is None:
         return ""
     if statistic.deviation is None:
-        return f"{100 * statistic.mean:+.1f}"
-    return f"{100 * statistic.mean:+.1f} ± {100 * statistic.deviation / math.sqrt(statistic.n):.1f}"
+        return signed(100 * statistic.mean, 1)
+    return f"{signed(100 * statistic.mean, 1)} ± {100 * statistic.deviation / math.sqrt(statistic.n):.1f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clmem.harness.specs.targets import allocator_of
 from clmem.reports.data.grouping import Section
 from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, Predictions, error_of, predicted_bytes
-from clmem.reports.data.units import count, plural
+from clmem.reports.data.units import count, plural, signed
 from clmem.reports.markdown.markup import plain
 from clmem.reports.markdown.tables import markdown_table
 
@@ -20,7 +20,7 @@ def predictions_table(section: Section, predictions: Predictions) -> str:
         if run is not None and run.allocator is not None and run.run_id in predictions:
             size = predicted_bytes(run, predictions)
             error = error_of(run, size)
-            shown = "" if error is None else f"{100 * error:+.4f}"
+            shown = "" if error is None else signed(100 * error, 4)
             rows.append([cell.label, count(size), count(run.allocator.peak_bytes), shown])
     return markdown_table(["method", "predicted bytes", "measured bytes", "error %"], rows) if rows else ""
 
@@ -37,7 +37,7 @@ def predictions_sentence(section: Section, predictions: Predictions) -> str:
     parts = []
     if errors:
         label, worst = max(errors.items(), key=lambda item: abs(item[1]))
-        farthest = f"the largest error is {100 * worst:+.4f} % ({plain(label)})"
+        farthest = f"the largest error is {signed(100 * worst, 4)} % ({plain(label)})"
         parts.append(f"{plural(len(errors), 'peak')} predicted without running anything; {farthest}.")
         if allocator_of(section.setting.target) == "cuda":
             parts.append(f"There {LIKE_ANOTHER_CARD}.")

@@ -112,7 +112,8 @@ def held_sentence(footprint: Footprint) -> str | None:
     operations = some([code(name) for name in held])
     return (
         f"{mib(sum(held.values()))} MiB of its workspace ({operations}) was made before a backward and still held "
-        "when it began: probably saved for backward where autograd's hooks cannot look, such as `ctx.x = x`."
+        "when it began: a tensor that the method holds over the backward, or one saved for it where autograd's hooks "
+        "cannot look, such as `ctx.x = x`."
     )
 
 

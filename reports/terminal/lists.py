@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from clmem.harness.specs.fields import allowed, choices, shown
-from clmem.harness.specs.techniques import INEXACT, Techniques
+from clmem.harness.techniques.registry import TECHNIQUES, Techniques
 from clmem.harness.text import clean
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def techniques_text() -> str:
     """Return every technique with its plain value, what it does, what it takes, and whether it is exact."""
     entries = {
         f"{name}={shown(field.default)}": _setting_text(field.description or "", allowed(field))
-        + ("; NOT exact" if name in INEXACT else "; exact")
+        + ("; exact" if TECHNIQUES[name].exact else "; NOT exact")
         for name, field in Techniques.model_fields.items()
     }
     return (
@@ -87,7 +87,7 @@ def techniques_json() -> dict[str, dict[str, Any]]:
             "does": field.description or "",
             "values": choices(field.annotation) or allowed(field),
             "default": field.default,
-            "exact": name not in INEXACT,
+            "exact": TECHNIQUES[name].exact,
         }
         for name, field in Techniques.model_fields.items()
     }

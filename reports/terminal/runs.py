@@ -14,7 +14,7 @@ from clmem.harness.text import clean
 from clmem.reports.data.grouping import Section
 from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, error_of
 from clmem.reports.data.provenance import broken_checks
-from clmem.reports.data.units import count, mib, share
+from clmem.reports.data.units import count, mib, share, signed
 from clmem.reports.markdown.sentences import board_sentence, held_sentence
 from clmem.reports.markdown.tables import accuracy_text, later_differs, shown_roles
 
@@ -53,6 +53,7 @@ def measure_table(result: RunResult) -> str:
     if result.observer_delta_bytes is not None:
         parts.append(wrap(f"observer delta = {count(result.observer_delta_bytes)} B"))
     parts += _peaks(result)
+    parts += [wrap(f"note: {note}") for note in result.notes]
     return "\n".join(parts)
 
 
@@ -147,6 +148,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,
         "process": process.model_dump(include=PROCESS_FIELDS, exclude_none=True) if process else None,
         "observer_delta_bytes": result.observer_delta_bytes,
+        "notes": result.notes,
         "fingerprint": result.fingerprint,
         "environment": result.environment,
     }
@@ -169,7 +171,7 @@ def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | No
         peak, error = run.allocator.peak_bytes, error_of(run, guess)
         errors += [] if error is None else [abs(error)]
         how = "" if run.spec.execution == PLAIN else f" ({run.spec.execution})"
-        shown = "" if error is None else f"{100 * error:+.3f}"
+        shown = "" if error is None else signed(100 * error, 3)
         rows.append([f"{run.spec.method}{how}", run.spec.stream_title, count(guess), count(peak), shown])
     table = text_table(["method", "stream", "predicted B", "measured B", "error %"], rows)
     known = f"{len(errors)} of {len(rows)} runs predicted"

@@ -374,6 +374,6 @@ def test_gradients_are_those_of_the_newest_column_before_it_has_learnt() -> None
     runner.learn(make_batch(0))
     method.before_task(make_task(1))
     batch = make_batch(1)
-    gradients = runner.gradients(next(iter(method.terms(batch)))[0])
+    gradients = runner.prepared.gradients(next(iter(method.terms(batch)))[0])
     assert set(gradients) == {name for name, _ in method.network.named_parameters()}
     assert all(p.grad is None for column in cast(PNN, method).columns for p in column.parameters())

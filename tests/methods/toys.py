@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, with_stages
 from clmem.harness.networks.resnet18 import convolutions_of
@@ -151,13 +152,13 @@ def make_method(
     """
     if name.startswith("lightcl"):
         config = {"memory_size": 3, **(config or {})}
-    runner = StepRunner(Unwatched(), techniques(technique, {}))
+    prepared = PreparedNetwork(Unwatched(), techniques(technique, {}))
     cls = method_class(name)
     stages = Stages(tuple(network.boundaries), network.tail_stage)
     settings = with_stages(cls.Config.model_validate(config or {}), cls, stages)
-    method = cls(make_context(network, runner=runner, **changes), settings)
-    runner.attach(method)
-    return method, runner
+    method = cls(make_context(network, runner=prepared, **changes), settings)
+    prepared.attach(method)
+    return method, StepRunner(prepared)
 
 
 def run_task(method: Method, runner: StepRunner, index: int, **shape: int) -> None:

@@ -10,8 +10,10 @@ place, which it does in place otherwise. And what is read from a tensor's values
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,17 +28,22 @@ from clmem.harness.memory.watching.observer import address_of
 
 aten = torch.ops.aten
 META = torch.device("meta")
+HARNESS = f"{Path(__file__).parents[2]}/"
+BELOW = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
+"""Where the files lie that a value is read through: torch's, and those that count memory."""
 
 
 class ShapeRecorder(TorchDispatchMode):
     """Records what would be allocated on a CPU or on CUDA.
 
-    share_open: what share of a mask's elements is guessed to be open.
+    share_open: what share of a mask's elements is guessed to be open. guessed: lines of a method or network that read a
+    number, or compared one, and got a guess.
     """
 
     def __init__(self, kind: Literal["cpu", "cuda"] = "cpu", share_open: float = 0.5) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share_open = share_open
+        self.guessed: dict[str, None] = {}
         self._cuda = kind == "cuda"
         self._multiplied: set[bool] = set()
         self._events: list[Event] = []
@@ -179,7 +186,20 @@ def _adds_in_place(one: Any, other: Any) -> bool:
 
 
 def _number(recorder: ShapeRecorder, tensor: Tensor) -> bool | float | int:
+    line = _line_that_reads()
+    if line is not None:
+        recorder.guessed[line] = None
     return True if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+
+
+def _line_that_reads() -> str | None:
+    """Return "file:line" of what reads a value, unless it is clmem's harness."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(BELOW):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None or frame.f_code.co_filename.startswith(HARNESS):
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _positions(recorder: ShapeRecorder, tensor: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from clmem.harness.memory.ledger.log import AllocationLog, Event
 
 MARK = "clmem mark "
 
-NOT_THE_USER = (f"{Path(torch.__file__).parent}/", __file__)
-"""Where the files lie whose lines are no answer to "who allocated this?"."""
+NOT_THE_USER = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[2]}/")
+"""Where the files lie whose lines are no answer to "who allocated this?": torch's, and those that measure."""
 
 
 class LogRecorder:

@@ -298,6 +298,18 @@ def test_a_method_that_reads_values_is_refused_with_the_line_that_does(monkeypat
     assert predicted_peak_bytes(spec("sgd", width=1, batch_size=2)) is None
 
 
+def test_a_branch_on_a_value_is_named_because_a_prediction_guesses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_step(self: SGD, batch: Batch, outputs: list[Outputs]) -> None:
+        if outputs[0].logits.sum() < 0 and outputs[0].logits.sum().item() < 1:
+            self.kept = 1
+
+    assert predict(spec("sgd", width=1, batch_size=2)).notes == []
+    monkeypatch.setattr(SGD, "after_step", after_step)
+    (note,) = predict(spec("sgd", width=1, batch_size=2)).notes
+    assert note.startswith(f"a value is read in {__file__}:")
+    assert "a number was taken for 0 and a comparison for true" in note
+
+
 def test_a_fault_of_a_method_is_named_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def after_step(self: SGD, batch: Batch, outputs: list[Outputs]) -> None:
         raise KeyError("layer9")

@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from clmem.harness.execution.compact import remove_channels
 from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.networks.resnet18 import ResNet18
-from clmem.harness.specs.techniques import LEAN, PLAIN, Segments, techniques
+from clmem.harness.specs.techniques import LEAN, PLAIN, techniques
+from clmem.harness.techniques.parts.compact import remove_channels
+from clmem.harness.techniques.steps import Segments
 from clmem.methods.base import Batch, Method, Task
 from clmem.reports.markdown.tables import markdown_table
 from tests.methods.toys import NUM_CLASSES, another, make_batch, make_context
@@ -116,11 +118,11 @@ def learn(
 def prepared(name: str, technique: str, network: ResNet18 | None = None, **config: object) -> tuple[Method, StepRunner]:
     """Return the method and what carries it out. Raises ValueError where that is refused."""
     cls, network = method_class(name), network or tiny_resnet()
-    runner = StepRunner(Unwatched(), techniques(technique, cls.lean))
-    chosen = runner.techniques
+    chosen = techniques(technique, cls.lean)
+    held = PreparedNetwork(Unwatched(), chosen)
     context = make_context(
         network,
-        runner=runner,
+        runner=held,
         image_shape=(3, SIDE, SIDE),
         batch_size=8,
         buffer_size=8,
@@ -132,8 +134,8 @@ def prepared(name: str, technique: str, network: ResNet18 | None = None, **confi
     known = {"memory_size": 5, "trunk": "frozen", **config}
     values = {key: value for key, value in known.items() if key in cls.Config.model_fields}
     method = cls(context, cls.Config.model_validate(values))
-    runner.attach(method)
-    return method, runner
+    held.attach(method)
+    return method, StepRunner(held)
 
 
 @contextmanager

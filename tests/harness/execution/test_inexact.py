@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from clmem.harness.execution.batch_norm import batch_norms
 from clmem.harness.execution.monitor import Unwatched
-from clmem.harness.execution.step import StepRunner
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
-from clmem.harness.specs.techniques import INEXACT, LEAN, techniques
+from clmem.harness.specs.techniques import LEAN, techniques
+from clmem.harness.techniques.parts.batch_norm import batch_norms
+from clmem.harness.techniques.registry import TECHNIQUES
 from clmem.methods.base import Method
 from tests.harness.execution.test_exactness import NAMES, learn, prepared, tiny_resnet
 from tests.methods.toys import make_batch, make_method
@@ -149,9 +150,10 @@ def test_what_cannot_be_combined_is_refused(name: str, technique: str, reason: s
 
 
 def test_results_mark_what_is_inexact_and_no_preset_is() -> None:
-    for name in sorted(INEXACT):
-        value = {"micro_batch": "4", "frozen_weights": "int8", "autocast": "bfloat16"}[name]
-        assert StepRunner(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
+    values = {"micro_batch": "4", "frozen_weights": "int8", "autocast": "bfloat16"}
+    assert values.keys() == {name for name, technique in TECHNIQUES.items() if not technique.exact}
+    for name, value in values.items():
+        assert PreparedNetwork(Unwatched(), techniques(f"{name}={value}", {})).describe()["exact"] is False
     for name in NAMES:
         assert techniques(LEAN, method_class(name).lean).is_exact
-    assert "exact" not in StepRunner(Unwatched(), techniques("checkpoint=block", {})).describe()
+    assert "exact" not in PreparedNetwork(Unwatched(), techniques("checkpoint=block", {})).describe()

@@ -9,6 +9,7 @@ import torch
 
 from clmem.harness.errors import ClmemError
 from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.specs.techniques import techniques
 from clmem.methods.base import Batch, Method, Outputs, Step, Term, Trunk
@@ -38,10 +39,11 @@ class OnlyMaps(Method):
 
 def learnt(technique: str, watched: str = "layer4.0", boundary: str | None = None) -> dict[str, torch.Tensor]:
     network = tiny_resnet()
-    runner = StepRunner(Unwatched(), techniques(technique, {}))
-    method = OnlyMaps(make_context(network, runner=runner), OnlyMaps.Config(lr=0.1))
+    prepared = PreparedNetwork(Unwatched(), techniques(technique, {}))
+    method = OnlyMaps(make_context(network, runner=prepared), OnlyMaps.Config(lr=0.1))
     method.watched, method.trunk = watched, boundary and Trunk(boundary)  # type: ignore[assignment]
-    runner.attach(method)
+    prepared.attach(method)
+    runner = StepRunner(prepared)
     for step in range(2):
         runner.learn(double_batch(0, step))
     return network.state_dict()

@@ -250,7 +250,7 @@ class Forgetful(SGD):
 def test_declared_state_that_a_checkpoint_would_lose_fails_the_run_and_is_named(tmp_path: Path) -> None:
     run = fresh("sgd")
     method = Forgetful(run.method.context, SGD.Config())
-    run.runner.attach(method)
+    run.runner.prepared.attach(method)
     with pytest.raises(ClmemError, match=r"declares 12 B .* shape \(3,\) .* `checkpointed`"):
         go(Run(run.stream, method, run.runner), Checkpoint(tmp_path / "checkpoint", KEY, every_s=0))
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.memory.ledger.join import Ledger, join
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
@@ -71,10 +72,11 @@ def ledger_of(kind: type[Reference], for_steps: int, steps: int = 3) -> Ledger:
         with observer.watching():
             with torch.device("meta"):
                 network = two_layers().to("meta")
-            runner = StepRunner(observer)
-            method = kind(make_context(network, runner=runner), kind.Config())
+            prepared = PreparedNetwork(observer)
+            method = kind(make_context(network, runner=prepared), kind.Config())
             method.for_steps = for_steps
-            runner.attach(method)
+            prepared.attach(method)
+            runner = StepRunner(prepared)
             for step in range(steps):
                 with observer.phase("step", step):
                     batch = make_batch(0, step)

@@ -160,6 +160,51 @@ def test_a_broken_network_is_one_sentence_and_others_work(source: str, said: str
     assert "'good' has no model 'huge': known are large, small" in refusal("good:huge")
 
 
+OWN = """
+from dataclasses import replace
+from torch import nn
+from clmem.harness.networks.architecture import Architecture
+from clmem.harness.networks.staged import Stages
+from clmem.methods.base import Network
+
+class Small(Network):
+    tail_stage = "head"
+    boundaries = ["body", "HEAD"]
+    feature_relus = ["RELU"]
+
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.relu, self.head = nn.Flatten(), nn.ReLU(), nn.Linear(3072, classes)
+
+    def run(self, x, start=None, stop=None):
+        x = self.relu(self.body(x)) if start is None else x
+        return self.head(x) if stop is None else x
+
+NET = Architecture("small", lambda *, num_classes, **_: Small(num_classes), Stages(("body", "STAGE"), tail="STAGE"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "stage", "relu", "said"),
+    [
+        ("head", "fc", "relu", "with the stages body, fc, but has the boundaries body, head; give both the same ones"),
+        ("fc", "fc", "relu", "has no module 'fc', which its last stage names"),
+        ("head", "head", "relu9", "has no module 'relu9', which feature_relus names"),
+        ("head", "head", "relu", ""),
+    ],
+)
+def test_what_a_network_says_of_itself_is_compared(
+    head: str, stage: str, relu: str, said: str, install: Install
+) -> None:
+    source = OWN.replace("HEAD", head).replace("STAGE", stage).replace("RELU", relu)
+    install({"own_net.py": source}, {"own": "own_net:NET"}, "own", "clmem.networks")
+    if said:
+        assert said in refusal("own")
+    else:
+        network = build_network("own", num_classes=2, width=64, seed=0)
+        assert network(torch.zeros(4, 3, 32, 32)).shape == (4, 2), "forward is run unless a network has its own"
+
+
 def test_looking_a_name_up_imports_no_other_network() -> None:
     code = (
         "import sys\nfrom clmem.harness.networks.registry import NETWORKS, architecture\n"

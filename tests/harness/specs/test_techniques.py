@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from clmem.harness.errors import UsageError
 from clmem.harness.learning.registry import method_class, method_names
 from clmem.harness.specs.run import RunSpec
-from clmem.harness.specs.techniques import LEAN, PLAIN, Techniques, canonical, techniques
+from clmem.harness.specs.techniques import LEAN, PLAIN, canonical, techniques
+from clmem.harness.techniques.registry import Techniques
 
 
 def test_plain_is_nothing_and_lean_is_the_methods_own_preset() -> None:

@@ -16,6 +16,7 @@ from clmem.reports.data.grouping import sections
 from clmem.reports.data.predictions import FILE, load_predictions, save_predictions
 from clmem.reports.markdown.predictions import predictions_sentence, predictions_table
 from clmem.reports.report import write_report
+from clmem.reports.terminal.runs import prediction_table
 
 CODE = {"method": "0" * 16, "measuring": "1" * 16}
 ROOT = Path(__file__).parents[3]
@@ -81,6 +82,17 @@ def test_errors_are_percentages_and_the_farthest_is_named(tmp_path: Path, memory
     assert predictions_sentence(section, predictions) == (
         "2 peaks predicted without running anything; the largest error is -3.0000 % (er)."
     )
+
+
+def test_an_error_that_rounds_to_zero_has_no_minus(tmp_path: Path, memory_run: Any) -> None:
+    run = run_of(memory_run).model_copy(deep=True)
+    assert run.allocator is not None
+    run.allocator.peak_bytes = 2**32
+    save_predictions(tmp_path, [run], [2**32 - 1])
+    table, sentence = shown(run, tmp_path)
+    assert "|   +0.0000 |" in table
+    assert "the largest error is +0.0000 % (sgd)" in sentence
+    assert "-0.0" not in prediction_table([run], [2**32 - 1])
 
 
 @pytest.mark.parametrize(

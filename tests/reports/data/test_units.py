@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clmem.reports.data.units import MIB, Statistic, count, listed, mib, plural, share
+from clmem.reports.data.units import MIB, Statistic, count, listed, mib, plural, share, signed
 
 
 def test_mib_are_powers_of_two_with_one_decimal() -> None:
@@ -49,6 +49,22 @@ def test_a_rounded_negative_zero_loses_its_sign() -> None:
     statistic = Statistic.of([-0.0001])
     assert statistic is not None
     assert statistic.percent() == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.25, "+1.2"),
+        (-3.0, "-3.0"),
+        (-0.05001, "-0.1"),
+        (-0.04, "+0.0"),
+        (-0.0, "+0.0"),
+        (0.0, "+0.0"),
+        (0.04, "+0.0"),
+    ],
+)
+def test_a_difference_has_its_sign_but_a_rounded_zero_is_never_negative(value: float, text: str) -> None:
+    assert signed(value, 1) == text
 
 
 def test_shares_and_plurals() -> None:

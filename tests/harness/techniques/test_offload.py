@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from clmem.harness.answers.prediction import predict
 from clmem.harness.errors import UsageError
-from clmem.harness.execution.offload import Offload
 from clmem.harness.memory.watching.observer import Observer
 from clmem.harness.runs.checks import check_spec
 from clmem.harness.specs.run import RunSpec
+from clmem.harness.techniques.parts.offload import Offload
 
 
 class Marks:

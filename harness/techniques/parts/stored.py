@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.execution.layers import convolve, convolve_backward, shape_of
+from clmem.harness.techniques.parts.layers import convolve, convolve_backward, shape_of
 from clmem.methods.base import Network, OpenElements
 
 SEARCHED = 2**16
@@ -207,11 +207,12 @@ def round_trunk(
     What leaves a trunk keeps the rounded values.
     """
     stages = [] if boundary is None else network.stage_modules(boundary)
-    frozen = {module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)}
-    for module in stored.keys() - frozen:
+    frozen = [module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    for module in [module for module in stored if module not in frozen]:
         stored.pop(module).release()
-    for module in frozen - stored.keys():
-        stored[module] = RoundedWeight(module, size, dtype)
+    for module in frozen:  # in order, because a peak of weights alone depends on it
+        if module not in stored:
+            stored[module] = RoundedWeight(module, size, dtype)
 
 
 def convolution(network: nn.Module, name: str) -> nn.Conv2d:

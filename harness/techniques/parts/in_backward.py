@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clmem.harness.execution.stored import OpenWeight
+from clmem.harness.techniques.parts.stored import OpenWeight
 
 Arriving = Literal["whole", "partial"]
 

@@ -22,7 +22,7 @@ def test_gradients_without_a_step_are_those_of_dense_weights() -> None:
         carried.learn(double_batch(0, 0))
         batch = double_batch(0, 1)
         loss = partial(method.cross_entropy, classes=batch.classes)
-        found.append(carried.gradients(Term(batch.images, loss, (batch.labels,))))
+        found.append(carried.prepared.gradients(Term(batch.images, loss, (batch.labels,))))
         assert carried.learn(batch).isfinite(), "and what was stored is still there"
     plain, stored = found
     assert plain.keys() == stored.keys()
@@ -36,7 +36,7 @@ def test_gradients_without_a_step_are_those_of_dense_weights() -> None:
 def test_a_weight_takes_four_bytes_for_each_open_element_and_its_mask_one_bit_for_each() -> None:
     method, carried = prepared("sparcl-er", SPARSE)
     masks = method.open_weights()
-    values = {name: carried.open[name].values for name in masks}
+    values = {name: carried.prepared.open[name].values for name in masks}
     assert all(method.network.get_parameter(name).untyped_storage().nbytes() == 0 for name in masks)
     for name, mask in masks.items():
         assert len(values[name]) == int(mask.read().sum())

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clmem.harness.execution.compact import remove_channels
 from clmem.harness.execution.monitor import Unwatched
+from clmem.harness.execution.prepared import PreparedNetwork
 from clmem.harness.execution.step import StepRunner
 from clmem.harness.learning.registry import method_class
 from clmem.harness.networks.resnet18 import ResNet18
-from clmem.harness.specs.techniques import Techniques
+from clmem.harness.techniques.parts.compact import remove_channels
+from clmem.harness.techniques.registry import Techniques
 from clmem.methods.base import Method, Network
 from clmem.methods.parts.channels import kept_channels, pruned_weights
 from tests.methods.toys import NUM_CLASSES, make_batch, make_context, make_task
@@ -105,12 +106,12 @@ def test_summed_branches_that_keep_other_channels_are_refused() -> None:
 
 
 def sparse(storage: Any, net: Network, **config: Any) -> tuple[Method, StepRunner]:
-    runner = StepRunner(Unwatched(), Techniques(storage=storage))
-    context = make_context(net, runner=runner, image_shape=(3, SIDE, SIDE), batch_size=8)
+    prepared = PreparedNetwork(Unwatched(), Techniques(storage=storage))
+    context = make_context(net, runner=prepared, image_shape=(3, SIDE, SIDE), batch_size=8)
     cls = method_class("lightcl-sparse")
     method = cls(context, cls.Config.model_validate({"memory_size": 3, "keep_ratio": 0.1, **config}))
-    runner.attach(method)
-    return method, runner
+    prepared.attach(method)
+    return method, StepRunner(prepared)
 
 
 def test_lightcl_learns_the_same_with_its_channels_removed() -> None:
@@ -170,9 +171,9 @@ def test_a_compact_network_goes_through_a_checkpoint() -> None:
 )
 def test_where_nothing_can_be_removed_it_is_refused(name: str, config: dict[str, Any]) -> None:
     cls = method_class(name)
-    runner = StepRunner(Unwatched(), Techniques(storage="compact"))
+    prepared = PreparedNetwork(Unwatched(), Techniques(storage="compact"))
     values = {"memory_size": 3, **config} if name.startswith("lightcl") else config
-    context = make_context(network(), runner=runner, image_shape=(3, SIDE, SIDE))
+    context = make_context(network(), runner=prepared, image_shape=(3, SIDE, SIDE))
     method = cls(context, cls.Config.model_validate(values))
     with pytest.raises(ValueError, match="this method has none"):
-        runner.attach(method)
+        prepared.attach(method)

@@ -14,8 +14,8 @@ from itertools import groupby
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clmem.harness.execution.batch_norm import grouped, running_statistics_untouched
-from clmem.harness.specs.techniques import Segments
+from clmem.harness.techniques.parts.batch_norm import grouped, running_statistics_untouched
+from clmem.harness.techniques.steps import Segments
 from clmem.methods.base import Network, layer_of
 
 Span = tuple[str | None, str | None]

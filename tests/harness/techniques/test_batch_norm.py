@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clmem.harness.execution.batch_norm import grouped, part_batch_norms
+from clmem.harness.techniques.parts.batch_norm import grouped, part_batch_norms
 
 
 @pytest.mark.parametrize("sizes", [[2, 1], [1, 1]])
