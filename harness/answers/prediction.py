@@ -39,13 +39,13 @@ from clmem.harness.text import clean, some
 class Recorded:
     """The short schedule of a run, taken on tensors without values: what was asked for, and who was seen to hold it.
 
-    guessed: lines that read values and got guesses.
+    unknown: what the prediction does not know, a sentence each.
     """
 
     run: Run
     log: AllocationLog
     records: Records
-    guessed: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def record(spec: RunSpec, sources: Sources = NOWHERE) -> Recorded:
     finally:
         log = recorder.stop()
         gc.unfreeze()  # what an observer froze: this process goes on
-    return Recorded(run, log, observer.records, tuple(recorder.guessed))
+    return Recorded(run, log, observer.records, tuple(_unknown(recorder)))
 
 
 @contextmanager
@@ -132,19 +132,23 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         execution=run.runner.prepared.describe(),
         joint=run.method.joint,
         environment=environment(),
-        notes=_notes(recorded.guessed),
+        notes=list(recorded.unknown),
         footprint=ledger.footprint.model_copy(update=on_cuda),
     )
 
 
-def _notes(guessed: Sequence[str]) -> list[str]:
-    """Say what a prediction does not know."""
-    if not guessed:
-        return []
-    return [
-        f"a value is read in {clean(some(guessed), 300)}, where a prediction has none: a number was taken for 0 and a "
-        "comparison for true, so if a branch depends on it, a run may take the other one"
-    ]
+def _unknown(recorder: ShapeRecorder) -> Iterator[str]:
+    """Yield what a prediction does not know, a sentence each."""
+    if recorder.guessed:
+        yield (
+            f"a value is read in {clean(some(list(recorder.guessed)), 300)}, where a prediction has none: a number was "
+            "taken for 0 and a comparison for true, so if a branch depends on it, a run may take the other one"
+        )
+    if recorder.channels_last:
+        yield (
+            "the network has convolutions of maps laid out with channels last, whose copies clmem does not know; the "
+            "peak may be some percent off, so measure it"
+        )
 
 
 def _unpredictable(spec: RunSpec, error: NotImplementedError) -> UsageError:

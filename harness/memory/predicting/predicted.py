@@ -37,13 +37,15 @@ class ShapeRecorder(TorchDispatchMode):
     """Records what would be allocated on a CPU or on CUDA.
 
     share_open: what share of a mask's elements is guessed to be open. guessed: lines of a method or network that read a
-    number, or compared one, and got a guess.
+    number, or compared one, and got a guess. channels_last: whether a convolution read maps laid out so, whose copies
+    are not known.
     """
 
     def __init__(self, kind: Literal["cpu", "cuda"] = "cpu", share_open: float = 0.5) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share_open = share_open
         self.guessed: dict[str, None] = {}
+        self.channels_last = False
         self._cuda = kind == "cuda"
         self._multiplied: set[bool] = set()
         self._events: list[Event] = []
@@ -90,6 +92,10 @@ class ShapeRecorder(TorchDispatchMode):
             return args[0]
         known = RULES.get(func) if on_meta else None
         result = func(*args, **kwargs) if known is None else known(self, *args, **kwargs)
+        if func is aten._to_copy.default and not self._cuda and _stays(args[0], result):
+            self._freed(address_of(args[0].untyped_storage()))  # on a CPU it is there already
+        if func is aten.convolution.default and on_meta and not args[0].is_contiguous():
+            self.channels_last = self.channels_last or args[0].is_contiguous(memory_format=torch.channels_last)
         scratch = BY_CUDNN if self._cuda else BY_ONEDNN
         for size in scratch[func](*args, **kwargs) if on_meta and func in scratch else (RESULTS,):
             if isinstance(size, int):
@@ -162,6 +168,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
+
+
+def _stays(tensor: Tensor, moved: Tensor) -> bool:
+    """Say whether a tensor would not be copied if the device that stands for the CPU were the CPU."""
+    return tensor.device.type == "cpu" and moved.device == META and tensor.dtype == moved.dtype
 
 
 def _is_among(storage: torch.UntypedStorage, arguments: Any) -> bool:

@@ -58,6 +58,15 @@ def test_predicted_and_measured_footprints_agree_role_by_role_in_every_phase() -
         assert predicted.phases[phase] == pytest.approx(peak, rel=0.01), phase
 
 
+def test_images_that_are_there_already_are_predicted_once() -> None:
+    """Of a perceptron the images are much of what an evaluation holds."""
+    (run,) = measured(spec("sgd", stream="split-fashion-mini", network="mlp", batch_size=4))
+    predicted = predict(run.spec).footprint
+    assert predicted is not None
+    assert run.footprint is not None
+    assert predicted.phases == pytest.approx(run.footprint.phases, abs=FEW_BYTES)
+
+
 def test_lean_peaks_are_predicted_to_a_thousandth() -> None:
     (run,) = measured(spec("sparcl-er", "lean", width=4, batch_size=8, measure="peak"))
     assert run.allocator is not None
@@ -308,6 +317,14 @@ def test_a_branch_on_a_value_is_named_because_a_prediction_guesses_it(monkeypatc
     (note,) = predict(spec("sgd", width=1, batch_size=2)).notes
     assert note.startswith(f"a value is read in {__file__}:")
     assert "a number was taken for 0 and a comparison for true" in note
+
+
+def test_maps_with_channels_last_are_named_because_their_copies_are_not_known() -> None:
+    notes = predict(spec("sgd", network="torchvision:convnext_tiny", width=64, batch_size=2)).notes
+    assert notes == [
+        "the network has convolutions of maps laid out with channels last, whose copies clmem does not know; the peak "
+        "may be some percent off, so measure it"
+    ]
 
 
 def test_a_fault_of_a_method_is_named_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
