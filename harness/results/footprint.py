@@ -97,6 +97,11 @@ class Footprint(Record):
         description="declared bytes that lie in the host's memory beside a device's, by role, at their highest; they "
         "are no part of peak_bytes",
     )
+    marks: Literal["history", "time"] | None = Field(
+        None,
+        description="of a measurement on CUDA: what told where the observer's marks lie among releases, the numbers in "
+        "the allocator's `history`, or `time` alone, to a microsecond",
+    )
     reserved_bytes: Count | None = Field(
         None, description="of a prediction for CUDA: what the caching allocator would have reserved at most"
     )

@@ -143,6 +143,7 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "role_peaks": {role: footprint.role_peaks.get(role, 0) for role in ROLES} if footprint else None,
         "phases": footprint.phases if footprint else None,
         "on_host": footprint.on_host if footprint else None,
+        "marks": footprint.marks if footprint else None,
         "reserved_bytes": footprint.reserved_bytes if footprint else None,
         "without_cudnn_bytes": footprint.without_cudnn_bytes if footprint else None,
         "allocator": result.allocator.model_dump(exclude={"by_phase"}, exclude_none=True) if result.allocator else None,

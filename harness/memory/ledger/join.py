@@ -150,6 +150,7 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         workspace_at_peak=dict(scratch.most_common()),
         held_into_backward=_held_into_backward(log, blocks, {*fixed, *saved}, records),
         on_host=records.elsewhere,
+        marks=log.marked_by,
     )
     return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
 
