@@ -50,9 +50,13 @@ def publish(published: Path) -> list[Path]:
 
 
 def _write_claim(page: Path, results: Path) -> None:
-    """Write the page of the claim that it is named after, from those of the claim's suites that have results."""
+    """Write the page of the claim that it is named after.
+
+    It is made of the results in its own folder, or where that has none, of those of the claim's suites.
+    """
     claim = load_claim(page.stem)
-    folders = [results / name for name in claim.suites]
+    own = results / page.parent.name
+    folders = [own] if own.is_dir() else [results / name for name in claim.suites]
     write_page(
         claim, load_measurements(claim, [folder for folder in folders if any(folder.glob(RESULT_FILES))]), [], page
     )

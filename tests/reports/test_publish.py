@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
+from typing import Any
 
-from clmem.reports.publish import share_plots
+import pytest
+
+from clmem.reports import publish as publishing
+from clmem.reports.publish import publish, share_plots
 
 
 def page(folder: Path, plots: dict[str, bytes]) -> Path:
@@ -36,3 +41,27 @@ def test_pages_in_one_folder_share_their_plots(tmp_path: Path) -> None:
     share_plots([one])
     assert one.read_text(encoding="utf-8").count("plots/first.png") == 2
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["first.png"]
+
+
+def test_a_claim_is_written_from_the_results_of_its_folder_or_of_its_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of one card's results has a page of its own about the claim."""
+    read: dict[str, list[str]] = {}
+    monkeypatch.setattr(publishing, "load_measurements", lambda claim, folders: [folder.name for folder in folders])
+
+    def write_page(claim: Any, found: list[str], fixes: Any, page: Path) -> Path:
+        read[page.parent.name] = found
+        return page
+
+    monkeypatch.setattr(publishing, "write_page", write_page)
+    for folder, results in (("claims", "table1-memory"), ("h100", "h100")):
+        kept = tmp_path / "results" / results
+        kept.mkdir(parents=True)
+        (kept / "sgd--noise--memory--0.json").write_text("{}")
+        (tmp_path / "published" / folder).mkdir(parents=True)
+        (tmp_path / "published" / folder / "lightcl.md").write_text("")
+        with tarfile.open(tmp_path / "published" / folder / "results.tar.gz", "w:gz") as tar:
+            tar.add(kept, results)
+    publish(tmp_path / "published")
+    assert read == {"claims": ["table1-memory"], "h100": ["h100"]}
