@@ -123,6 +123,9 @@ def _section(whole: Section, plots: list[Plot], predictions: Predictions) -> lis
             parts += [carried_out, *_images(plots, "execution")]
         parts += ["### Phases (peak MiB)", sentences.phase_sentence(section), tables.phase_table(section)]
         parts.append(_details("Every task and phase (peak MiB, nothing instrumented)", tables.task_table(section)))
+        libraries = tables.library_table(section)
+        if libraries:
+            parts += ["### Peaks with and without libraries' workspaces (MiB)", libraries]
         workspace = tables.workspace_table(section)
         if workspace:
             parts += ["### Workspace at the peak, by operation", sentences.workspace_sentence(section)]

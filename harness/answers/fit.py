@@ -14,9 +14,9 @@ from typing import Literal
 from clmem.harness.answers.prediction import Recorded, predict, record, result_of
 from clmem.harness.errors import ClmemError, UsageError
 from clmem.harness.learning.registry import method_class
+from clmem.harness.memory.ledger.libraries import CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, between
 from clmem.harness.memory.predicting.caching import OutOfReservedError, cached
-from clmem.harness.memory.predicting.scratch import CUDNN
 from clmem.harness.networks.registry import architecture
 from clmem.harness.runs.checks import OneValueError, check_spec
 from clmem.harness.runs.job import Job

@@ -21,10 +21,11 @@ from clmem.harness.learning.build import Run, build
 from clmem.harness.learning.registry import method_class, method_config, source_digests
 from clmem.harness.learning.training import Progress, short_schedule, train
 from clmem.harness.memory.ledger.join import Records, join, undeclared_sentence
+from clmem.harness.memory.ledger.libraries import CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, without
 from clmem.harness.memory.predicting.caching import cached
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.memory.predicting.scratch import CUDNN, assuming_vectors
+from clmem.harness.memory.predicting.scratch import assuming_vectors
 from clmem.harness.memory.watching.observer import Observer
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.environment import cores, environment

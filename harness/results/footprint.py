@@ -87,6 +87,17 @@ class Footprint(Record):
     by_phase: Many[PhaseFootprint]
     timeline: Timeline
     workspace_at_peak: ByName[Count] = Field(description="bytes of the workspace at the peak, by operation")
+    library_workspace_at_peak: ByName[Count] = Field(
+        default_factory=dict,
+        description="bytes of the workspace at the peak that libraries took for themselves, by library: what a "
+        "convolution takes and gives back before it returns, and what products of matrices keep; empty in older "
+        "results",
+    )
+    without_libraries_bytes: Count | None = Field(
+        None,
+        description="the highest total without what libraries took, which another release or device chooses otherwise; "
+        "None in older results",
+    )
     held_into_backward: ByName[Count] = Field(
         default_factory=dict,
         description="bytes of unclaimed blocks of 64 KiB and more that a phase made before a backward and still held "

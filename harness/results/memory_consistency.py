@@ -62,6 +62,11 @@ def _footprint(footprint: Footprint) -> Iterator[str]:
     workspace, operations = footprint.at_peak.get("workspace", 0), sum(footprint.workspace_at_peak.values())
     if workspace != operations:
         yield f"footprint.at_peak has {workspace:,} of workspace but workspace_at_peak sums to {operations:,}"
+    libraries = sum(footprint.library_workspace_at_peak.values())
+    if libraries > workspace:
+        yield f"footprint.library_workspace_at_peak sums to {libraries:,}, more than the {workspace:,} of workspace"
+    if footprint.without_libraries_bytes is not None and footprint.without_libraries_bytes > peak:
+        yield f"footprint.without_libraries_bytes is {footprint.without_libraries_bytes:,}, above the peak of {peak:,}"
     yield from _timeline(footprint)
 
 

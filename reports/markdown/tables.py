@@ -149,6 +149,26 @@ def workspace_table(section: Section) -> str:
     return markdown_table(["method", "operation", "MiB", "bytes", "share of the workspace"], rows, left=2)
 
 
+def library_table(section: Section) -> str:
+    """Return the peak beside what libraries took of it for themselves, and the peak without, in MiB; older results do
+    not know. Empty where no result knows.
+    """
+    known = [found for found in section.measured if found[2].without_libraries_bytes is not None]
+    names = sorted({name for _, _, footprint in known for name in footprint.library_workspace_at_peak})
+    rows = [
+        [
+            cell.label,
+            mib(footprint.peak_bytes),
+            *(mib(footprint.library_workspace_at_peak.get(name, 0)) for name in names),
+            mib(footprint.at_peak.get("workspace", 0) - sum(footprint.library_workspace_at_peak.values())),
+            mib(footprint.without_libraries_bytes),
+        ]
+        for cell, _, footprint in known
+    ]
+    headers = ["method", "peak", *(f"of it {name}" for name in names), "other workspace", "peak without libraries"]
+    return markdown_table(headers, rows) if rows else ""
+
+
 def process_table(section: Section) -> str:
     """Return the process level: the baseline before the network is built, the peak, and what lies between, in MiB; on
     CUDA also what NVML counts on the device, on a Jetson what the board's memory lost.

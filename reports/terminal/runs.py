@@ -70,6 +70,9 @@ def _roles(result: RunResult) -> str:
     for role in shown_roles([footprint]):
         size = footprint.at_peak.get(role, 0)
         rows.append([role, count(size), mib(size), share(size, total), mib(footprint.role_peaks.get(role, 0))])
+        if role == "workspace":
+            libraries = footprint.library_workspace_at_peak.items()
+            rows += [[f"  of it {name}", count(held), mib(held), share(held, total), ""] for name, held in libraries]
     rows.append(["total", count(total), mib(total), share(total, total), ""])
     return text_table(["role at the peak", "bytes", "MiB", "share", "own peak MiB"], rows)
 
@@ -93,6 +96,10 @@ def _peaks(result: RunResult) -> list[str]:
         ]
         if more:
             lines.append(wrap(f"of the caching allocator: {', '.join(more)}"))
+    if result.footprint is not None and result.footprint.library_workspace_at_peak:
+        names = " and ".join(result.footprint.library_workspace_at_peak)
+        without = result.footprint.without_libraries_bytes
+        lines.append(wrap(f"peak without the workspace of {names}: {mib(without)} MiB"))
     if result.footprint is not None and result.footprint.reserved_bytes is not None:
         lines.append(wrap(f"the caching allocator would reserve: {mib(result.footprint.reserved_bytes)} MiB"))
         lines.append(wrap(f"{LIKE_ANOTHER_CARD}; the peak without: {mib(result.footprint.without_cudnn_bytes)} MiB"))
@@ -141,6 +148,8 @@ def measure_json(result: RunResult) -> dict[str, Any]:
         "peak_op": footprint.peak_op if footprint else None,
         "at_peak": {role: footprint.at_peak.get(role, 0) for role in ROLES} if footprint else None,
         "role_peaks": {role: footprint.role_peaks.get(role, 0) for role in ROLES} if footprint else None,
+        "library_workspace_at_peak": footprint.library_workspace_at_peak if footprint else None,
+        "without_libraries_bytes": footprint.without_libraries_bytes if footprint else None,
         "phases": footprint.phases if footprint else None,
         "on_host": footprint.on_host if footprint else None,
         "marks": footprint.marks if footprint else None,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from clmem.harness.errors import LedgerError
 from clmem.harness.memory.ledger.claims import KEPT_ROLES, Claim, roles_in_time
+from clmem.harness.memory.ledger.libraries import CUBLAS, library_of
 from clmem.harness.memory.ledger.log import AllocationLog, Block, Blocks
-from clmem.harness.memory.predicting.cublas import CUBLAS
 from clmem.harness.results.record import PHASES, ROLES, Footprint, PhaseFootprint, Timeline
 
 TIMELINE_SAMPLES = 400
@@ -130,9 +130,14 @@ def join(log: AllocationLog, records: Records) -> Ledger:
     state = _peak_state(log, totals, [s for s in records.phases if (s.task, s.name) == (peak.task, peak.phase)])
     role_of = {id(block): _role_at(block, state, fixed, saved) for block in blocks.all if block.alive(state)}
     scratch: Counter[str] = Counter()
+    libraries: Counter[str] = Counter()
+    own = {id(block): name for block in blocks.all if id(block) not in fixed and (name := library_of(log, block))}
     for block in blocks.all:
         if role_of.get(id(block)) == "workspace":
             scratch[block.event.op] += block.requested_bytes
+            if id(block) in own:
+                libraries[own[id(block)]] += block.requested_bytes
+    others = totals - _held([block for block in blocks.all if id(block) in own], len(log.events))
     names = dict.fromkeys(entry.phase for entry in by_phase)
     footprint = Footprint(
         peak_bytes=peak.peak_bytes,
@@ -148,11 +153,24 @@ def join(log: AllocationLog, records: Records) -> Ledger:
         by_phase=by_phase,
         timeline=_timeline(log, roles, totals, records.phases),
         workspace_at_peak=dict(scratch.most_common()),
+        library_workspace_at_peak=dict(libraries.most_common()),
+        without_libraries_bytes=max(
+            int(others[log.marks[span.start] : log.marks[span.end] + 1].max()) for span in records.phases
+        ),
         held_into_backward=_held_into_backward(log, blocks, {*fixed, *saved}, records),
         on_host=records.elsewhere,
         marks=log.marked_by,
     )
     return Ledger(footprint, _undeclared(log, blocks, fixed, saved, records))
+
+
+def _held(blocks: list[Block], events: int) -> Roles:
+    """Return how many bytes of some blocks are alive in each state."""
+    change: Roles = np.zeros(events + 2, dtype=np.int64)
+    for block in blocks:
+        change[block.born] += block.size_bytes
+        change[events + 1 if block.dies is None else block.dies] -= block.size_bytes
+    return change.cumsum()[: events + 1]
 
 
 def undeclared_sentence(method: str, undeclared: list[Undeclared]) -> str:

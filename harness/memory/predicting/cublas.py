@@ -21,9 +21,6 @@ PINNED_CUBLAS = {
 UNPINNED_CUBLAS = ("CUBLASLT_WORKSPACE_SIZE",)
 """What a worker must not inherit: it would size what the pinned setting sizes."""
 
-CUBLAS = "cuBLAS workspace"
-"""The name under which ledgers show it."""
-
 
 def cublas_workspace_bytes(setting: str = CUBLAS_SETTING) -> int:
     """Return the size of one workspace under a CUBLAS_WORKSPACE_CONFIG: `:SIZE:COUNT` pairs, sizes in KiB.

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clmem.harness.memory.ledger.libraries import CUBLAS, CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, Event
-from clmem.harness.memory.predicting.cublas import CUBLAS, cublas_workspace_bytes, multiplies
-from clmem.harness.memory.predicting.scratch import BY_CUDNN, BY_ONEDNN, CUDNN, FIRST, RESULTS
+from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes, multiplies
+from clmem.harness.memory.predicting.scratch import BY_CUDNN, BY_ONEDNN, FIRST, RESULTS
 from clmem.harness.memory.watching.observer import address_of
 
 aten = torch.ops.aten

@@ -32,8 +32,6 @@ Size = int | Literal["results", "first"]
 """Bytes that come or go; or the results are allocated here, all that are left of them or the first."""
 RESULTS: Literal["results"] = "results"
 FIRST: Literal["first"] = "first"
-CUDNN = "cuDNN workspace"
-"""The name under which ledgers show what is predicted of it."""
 NARROW = 8
 """Channels in a block of oneDNN's where a vector of the processor holds no more, or its kernels want no more."""
 STEM_CHANNELS = 4

@@ -16,9 +16,9 @@ import torch
 
 from clmem.harness.answers.prediction import predict, predicted_peak_bytes, predicted_peaks, why_incomparable
 from clmem.harness.errors import ClmemError, UsageError
+from clmem.harness.memory.ledger.libraries import CUDNN
 from clmem.harness.memory.predicting.caching import OutOfReservedError
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.memory.predicting.scratch import CUDNN
 from clmem.harness.memory.watching.recorder import LogRecorder
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.environment import vectors

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import LedgerError
 from clmem.harness.memory.ledger.join import Ledger, Observation, PhaseSpan, Records, Saved, join, phase_peaks
+from clmem.harness.memory.ledger.libraries import CUBLAS
 from clmem.harness.memory.ledger.log import AllocationLog, Blocks, Event
-from clmem.harness.memory.predicting.cublas import CUBLAS
 from clmem.harness.memory.watching.device_log import OUTSIDE, Mark, merge
 
 RECORDED = Path(__file__).parent / "recorded" / "h100"
@@ -118,29 +118,31 @@ def in_mib(ledger: Ledger) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "peak_bytes", "roles"),
+    ("name", "peak_bytes", "cudnn_bytes", "without", "roles"),
     [
-        ("sgd", 345_450_496, {"parameters": 42.6, "activations": 64.0, "workspace": 222.4}),
+        ("sgd", 345_450_496, 207_765_504, 225_563_648, {"parameters": 42.6, "activations": 64.0, "workspace": 222.4}),
         (
             "derpp",
-            406_486_016,
+            406_486_016, 34_537_472, 371_489_792,
             {"parameters": 42.6, "gradients": 42.0, "activations": 240.2, "workspace": 60.5, "rounding": 1.5},
         ),
         (
             "ewc",
-            438_649_856,
+            438_649_856, 207_765_504, 317_714_432,
             {"parameters": 42.6, "method_state": 85.3, "activations": 64.0, "workspace": 222.4, "rounding": 3.6},
         ),
         (
             "pnn",
-            807_410_176,
+            807_410_176, 42_467_328, 752_097_792,
             {"parameters": 90.0, "gradients": 64.6, "method_state": 304.9, "activations": 244.3, "workspace": 60.8,
              "rounding": 5.0},
         ),
-        ("lightcl-sparse-lean", 40_204_288, {"parameters": 4.0, "activations": 1.2, "workspace": 31.8}),
+        ("lightcl-sparse-lean", 40_204_288, 14_955_408, 8_415_232, {"parameters": 4.0, "activations": 1.2, "workspace": 31.8}),
     ],
 )  # fmt: skip
-def test_a_recording_of_a_gpu_joins_to_the_byte(name: str, peak_bytes: int, roles: dict[str, float]) -> None:
+def test_a_recording_of_a_gpu_joins_to_the_byte(
+    name: str, peak_bytes: int, cudnn_bytes: int, without: int, roles: dict[str, float]
+) -> None:
     one = recording(name)
     log = one.log()
     ledger = join(log, one.records)
@@ -149,6 +151,8 @@ def test_a_recording_of_a_gpu_joins_to_the_byte(name: str, peak_bytes: int, role
     assert in_mib(ledger) == roles
     assert ledger.undeclared == []
     assert ledger.footprint.workspace_at_peak[CUBLAS] == 2 * KEPT_BY_CUBLAS, "backward has a thread of its own"
+    assert ledger.footprint.library_workspace_at_peak == {"cuDNN": cudnn_bytes, "cuBLAS": 2 * KEPT_BY_CUBLAS}
+    assert ledger.footprint.without_libraries_bytes == without
     assert ledger.footprint.marks == "history"
 
 

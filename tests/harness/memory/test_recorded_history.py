@@ -17,12 +17,11 @@ import torch
 
 from clmem.harness.errors import LedgerError
 from clmem.harness.memory.ledger.join import Observation, PhaseSpan, Records, join
+from clmem.harness.memory.ledger.libraries import CUBLAS, CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, Event, without
 from clmem.harness.memory.predicting import predicted
 from clmem.harness.memory.predicting.caching import cached
-from clmem.harness.memory.predicting.cublas import CUBLAS
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.memory.predicting.scratch import CUDNN
 from clmem.harness.memory.watching.device_log import merge
 from tests.harness.memory.emulated import profiled, trace_of
 

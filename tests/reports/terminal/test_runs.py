@@ -20,6 +20,7 @@ DESIGNED = {
 }
 ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "on_host", "reserved_bytes", "fingerprint"}
 ADDED |= {"execution_label", "budget", "status", "reason", "without_cudnn_bytes", "marks", "notes"}
+ADDED |= {"library_workspace_at_peak", "without_libraries_bytes"}
 
 
 def widest(text: str) -> int:
