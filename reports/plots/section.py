@@ -142,6 +142,8 @@ def _stacked_bars(bars: Sequence[tuple[float, str, Footprint]]) -> tuple[Figure,
         widths = [footprint.at_peak.get(role, 0) / MIB for _, _, footprint in bars]
         axes.barh(rows, widths, left=left, height=0.72, color=ROLE_COLOURS[role], label=role.replace("_", " "))
         left = [start + width for start, width in zip(left, widths, strict=True)]
+        if role == "workspace":
+            _hatch_libraries(axes, bars, left)
     for end, (row, _, footprint) in zip(left, bars, strict=True):
         axes.annotate(mib(footprint.peak_bytes), (end, row), (4, 0), textcoords="offset points", va="center")
     axes.set_yticks(rows, [_short(label) for _, label, _ in bars])
@@ -152,6 +154,17 @@ def _stacked_bars(bars: Sequence[tuple[float, str, Footprint]]) -> tuple[Figure,
     axes.tick_params(axis="y", length=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
     return figure, axes
+
+
+def _hatch_libraries(axes: Axes, bars: Sequence[tuple[float, str, Footprint]], ends: Sequence[float]) -> None:
+    """Hatch what libraries took of each workspace, whose bar ends there."""
+    taken = [sum(footprint.library_workspace_at_peak.values()) / MIB for _, _, footprint in bars]
+    if any(taken):
+        starts = [end - width for end, width in zip(ends, taken, strict=True)]
+        axes.barh(
+            [row for row, _, _ in bars], taken, left=starts, height=0.72, color=ROLE_COLOURS["workspace"],
+            hatch="////", edgecolor="white", linewidth=0, label="of it libraries'",
+        )  # fmt: skip
 
 
 def accuracy_points(section: Section) -> list[tuple[Cell, Statistic]]:

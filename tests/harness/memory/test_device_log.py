@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from clmem.harness.errors import LedgerError
 from clmem.harness.memory.ledger.join import Ledger, Observation, PhaseSpan, Records, Saved, join, phase_peaks
-from clmem.harness.memory.ledger.libraries import CUBLAS
+from clmem.harness.memory.ledger.libraries import CUBLAS, library_of
 from clmem.harness.memory.ledger.log import AllocationLog, Blocks, Event
 from clmem.harness.memory.watching.device_log import OUTSIDE, Mark, merge
 
@@ -137,7 +137,11 @@ def in_mib(ledger: Ledger) -> dict[str, float]:
             {"parameters": 90.0, "gradients": 64.6, "method_state": 304.9, "activations": 244.3, "workspace": 60.8,
              "rounding": 5.0},
         ),
-        ("lightcl-sparse-lean", 40_204_288, 14_955_408, 8_415_232, {"parameters": 4.0, "activations": 1.2, "workspace": 31.8}),
+        (
+            "lightcl-sparse-lean",
+            40_204_288, 14_955_408, 8_415_232,
+            {"parameters": 4.0, "activations": 1.2, "workspace": 31.8},
+        ),
     ],
 )  # fmt: skip
 def test_a_recording_of_a_gpu_joins_to_the_byte(
@@ -337,3 +341,16 @@ def test_marks_of_one_thread_need_no_clock(steps: list[tuple[int, str, bool, int
         trace.append(entry(name, where, abs(change), 7, user_metadata=str(len(states) - 1) if states else ""))
     marks = {number: Mark(1, 7000) for number in states}
     assert merge(AllocationLog(events, states), trace, marks, KEPT_BY_CUBLAS).marks == truth
+
+
+def test_a_convolution_s_workspace_comes_and_goes_within_it() -> None:
+    """Its result does not, and neither does what another operation takes for a moment."""
+    sizes = [("aten::cudnn_convolution", [1, 2, -2, 3, -3]), ("aten::relu", [4, -4]), ("aten::mm", [-1])]
+    events: list[Event] = []
+    for op, changes in sizes:
+        for size in changes:
+            events.append(Event(0, abs(size), size, sum(event.size_bytes for event in events) + size, op))
+    for marked_by, library in (("history", "cuDNN"), (None, "oneDNN")):
+        log = AllocationLog(events, {}, marked_by)  # type: ignore[arg-type]
+        found = {block.size_bytes: library_of(log, block) for block in Blocks(log).all}
+        assert found == {1: None, 2: library, 3: library, 4: None}

@@ -98,6 +98,11 @@ def _set(*keys: Any, to: Any) -> Change:
         (_set("footprint", "at_peak", "soul", to=0), "footprint has the role 'soul', which clmem does not know"),
         (_set("footprint", "peak_task", to=9), "is said to be that of task 9"),
         (_set("footprint", "workspace_at_peak", to={}), "of workspace but workspace_at_peak sums to 0"),
+        (
+            _set("footprint", "library_workspace_at_peak", to={"cuDNN": 2**40}),
+            "sums to 1,099,511,627,776, more than the",
+        ),
+        (_set("footprint", "without_libraries_bytes", to=2**40), "is 1,099,511,627,776, above the peak of"),
         (_set("footprint", "timeline", "time_s", to=[0.0]), "footprint.timeline has 1 times but"),
         (_set("allocator", "peak_bytes", to=7), "allocator.peak_bytes is 7 but the highest of allocator.by_phase is"),
         (_set("observer_delta_bytes", to=7), "observer_delta_bytes is 7 but the two peaks differ by 0"),

@@ -82,6 +82,20 @@ def test_a_run_on_a_device_says_what_its_process_and_the_board_held(memory_run: 
     assert value["process"]["unified"]["peak_bytes"] == 3 * gib
 
 
+def test_what_libraries_took_of_the_workspace_is_shown_below_it(memory_run: MakeRun) -> None:
+    run = memory_run("sgd", {"parameters": 1.0, "workspace": 3.0})
+    assert run.footprint is not None
+    run.footprint.library_workspace_at_peak = {"cuDNN": 2 * 2**20, "cuBLAS": 2**19}
+    run.footprint.without_libraries_bytes = 3 * 2**19
+    lines = [line.split() for line in measure_table(run).splitlines()]
+    place = lines.index(["workspace", "3,145,728", "3.0", "75", "%", "3.8"])
+    assert lines[place + 1 : place + 3] == [
+        ["of", "it", "cuDNN", "2,097,152", "2.0", "50", "%"],
+        ["of", "it", "cuBLAS", "524,288", "0.5", "12", "%"],
+    ]
+    assert "peak without the workspace of cuDNN and cuBLAS: 1.5 MiB" in measure_table(run)
+
+
 def test_a_failed_run_says_why(memory_run: MakeRun) -> None:
     text = measure_table(memory_run("sgd", {}, status="oom", reason="the limit of 512 MiB was reached"))
     assert "NOT OK (oom): the limit of 512 MiB was reached" in text
