@@ -57,6 +57,23 @@ def means_out_of_memory(error: BaseException, *, limited: bool) -> bool:
     return False
 
 
+ASKED_FOR = re.compile(r"to allocate ([\d.]+ (?:bytes|[KMGT]iB))", re.IGNORECASE)
+"""How torch, its CPU allocator and numpy say how much they could not have."""
+
+
+def shortage(error: BaseException) -> str:
+    """Return as one clause what could not be had, for an error that means that memory ran out.
+
+    Torch tells a paragraph about the device, with other processes on it; a result keeps none of that.
+    """
+    name, said = type(error).__name__, str(error)
+    asked = ASKED_FOR.search(said)
+    if asked is not None:
+        return f"{name}: {asked[1]} more could not be allocated"
+    first = re.split(r"(?<=[a-z])[.;] |\n", said.strip(), maxsplit=1)[0].rstrip(".")
+    return f"{name}: {first}" if first else name
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

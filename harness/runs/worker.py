@@ -32,7 +32,7 @@ from clmem.harness.memory.watching.device_process import DeviceProcess
 from clmem.harness.memory.watching.observer import Observer, PhaseMarker
 from clmem.harness.memory.watching.recorder import LogRecorder
 from clmem.harness.networks.registry import network_digests
-from clmem.harness.out_of_memory import is_limited, means_out_of_memory
+from clmem.harness.out_of_memory import is_limited, means_out_of_memory, shortage
 from clmem.harness.results.environment import environment
 from clmem.harness.results.record import Accuracy
 from clmem.harness.runs.devices import check_device, check_others
@@ -88,11 +88,11 @@ def perform(job: Job, report: Report) -> Outcome:
         ran_out = is_out_of_memory(error, job.spec.target)
         lift_limit()
         traceback.print_exc()
-        sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{place_of(error)}"
         outcome.status = "oom" if ran_out else "crashed"
-        where = "" if ran_out else place_of(error)
         outcome.reason = (
-            f"{sentence}{where} (in {progress.phase} of task {progress.task}, after {progress.steps} steps)"
+            f"{shortage(error) if ran_out else said} (in {progress.phase} of task {progress.task}, after "
+            f"{progress.steps} steps)"
         )
     outcome.phase_s = dict(progress.seconds)
     outcome.steps = progress.steps

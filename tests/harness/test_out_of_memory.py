@@ -7,8 +7,9 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 
-from clmem.harness.out_of_memory import is_limited, means_out_of_memory, says_out_of_memory
+from clmem.harness.out_of_memory import is_limited, means_out_of_memory, says_out_of_memory, shortage
 
 ALWAYS = [
     MemoryError(),
@@ -74,3 +75,32 @@ def test_a_limit_of_the_shell_counts_as_a_limit() -> None:
         assert is_limited()
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("error", "clause"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which "
+                "1.56 MiB is free. Process 1234 has 70.00 GiB memory in use. Of the allocated memory 8.00 GiB is ..."
+            ),
+            "OutOfMemoryError: 20.00 MiB more could not be allocated",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 262144 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "RuntimeError: 262144 bytes more could not be allocated",
+        ),
+        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000, 1000)"),
+         "MemoryError: 7.45 GiB more could not be allocated"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+         "RuntimeError: CUDA error: out of memory"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("std::bad_alloc"), "RuntimeError: std::bad_alloc"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_had_is_one_clause(error: BaseException, clause: str) -> None:
+    assert shortage(error) == clause
