@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 SUITES = Path(__file__).parent / "suites"
 
 
+def suite_names() -> list[str]:
+    """Return the names of the suites that come with clmem, sorted."""
+    return sorted(file.stem for file in SUITES.glob("*.toml"))
+
+
 def named_path(text: str) -> Path:
     """Return a path as workers and results can be told of it, `~` replaced by the home folder.
 
@@ -52,6 +57,11 @@ def complete_method(incomplete: str) -> list[str]:
     from clmem.harness.learning.registry import method_names
 
     return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def complete_method_or_suite(incomplete: str) -> list[str]:
+    """Return the methods and suites that begin like this, for a shell."""
+    return complete_method(incomplete) + [name for name in suite_names() if name.startswith(incomplete)]
 
 
 def complete_stream(incomplete: str) -> list[str]:
