@@ -29,6 +29,8 @@ def fit_table(fit: Fit, measured: RunResult | None) -> str:
         wrap(f"budget {budget.name}: {budget.title}"),
         wrap(_deducted(fit, on_cpu)),
     ]
+    if not on_cpu and _beside(fit):
+        lines.append(wrap(f"with context and process: must stay within {mib(fit.limit_bytes + _beside(fit))} MiB"))
     if budget.note:
         lines.append(wrap(budget.note))
     if not on_cpu:
@@ -67,12 +69,17 @@ def _curve(fit: Fit, on_cpu: bool) -> str:
         peak, needed = (mib(size) or "more" for size in (point.peak_bytes, point.needed_bytes))
         rows.append([str(point.size), peak, needed, fits])
     headers = [NAMES[fit.axis], "tensor peak MiB", "process MiB" if on_cpu else "reserved MiB", "fits"]
-    beside = sum(fit.budget.deductions.get(name, 0) for name in ("context", "process"))
+    beside = _beside(fit)
     if not on_cpu and beside:
         headers.insert(3, "with context and process")
         for row, point in zip(rows, fit.points, strict=True):
             row.insert(3, mib(None if point.needed_bytes is None else point.needed_bytes + beside) or "more")
     return text_table(headers, rows)
+
+
+def _beside(fit: Fit) -> int:
+    """Return the bytes of the CUDA context and of the process itself, which lie in a board's memory too."""
+    return sum(fit.budget.deductions.get(name, 0) for name in ("context", "process"))
 
 
 def _confirmed(fit: Fit, measured: RunResult) -> str:

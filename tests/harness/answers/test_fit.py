@@ -111,6 +111,7 @@ def test_a_board_s_table_says_what_lies_in_its_memory_in_all() -> None:
     row = next(line for line in fit_table(found, None).splitlines() if line.startswith("16 "))
     reserved, whole = (float(text.replace(",", "")) for text in row.split()[2:4])
     assert whole == pytest.approx(reserved + 500 + 678, abs=0.11)
+    assert "with context and process: must stay within 3,156.0 MiB\n" in fit_table(found, None)
 
 
 @pytest.mark.usefixtures("affine")
