@@ -128,7 +128,11 @@ class MemoryOptions(LearningOptions):
 
     buffer_size: Annotated[int, BUFFER_SIZE] = 15
     replay_size: Annotated[
-        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
+        int | None,
+        typer.Option(
+            help="Samples that a method with a replay buffer replays per step (default: the smaller of batch and "
+            "buffer)."
+        ),
     ] = None
     target: Annotated[str, TARGET] = "cpu"
     execution: Annotated[str, EXECUTION] = "plain"
@@ -191,7 +195,10 @@ class FitOptions(LimitedOptions):
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch, if `--vary side` is given.")] = 32
     replay_size: Annotated[
-        int | None, typer.Option(help="Samples replayed per step (default: all that the buffer holds).")
+        int | None,
+        typer.Option(
+            help="Samples that a method with a replay buffer replays per step (default: all that the buffer holds)."
+        ),
     ] = None
 
     def usual_replay_size(self) -> int:
