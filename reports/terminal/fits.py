@@ -8,7 +8,7 @@ from clmem.harness.results.record import RunResult
 from clmem.harness.specs.targets import allocator_of
 from clmem.reports.data.predictions import LIKE_ANOTHER_CARD
 from clmem.reports.data.units import count, mib
-from clmem.reports.terminal.runs import text_table, wrap
+from clmem.reports.terminal.runs import buffer_text, text_table, wrap
 
 if TYPE_CHECKING:
     from clmem.harness.answers.fit import Fit
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 NAMES = {"batch": "batch", "side": "image side"}
 
 
-def fit_table(fit: Fit, measured: RunResult | None) -> str:
-    """Return the answer and the curve as text of at most 80 columns. measured: the confirmation, if there was one."""
+def fit_table(fit: Fit, measured: RunResult | None, *, uses_buffer: bool = True) -> str:
+    """Return the answer and the curve as text of at most 80 columns.
+
+    measured: the confirmation, if there was one. uses_buffer: as in `measure_table`.
+    """
     spec, budget = fit.spec, fit.budget
     on_cpu = allocator_of(spec.target) == "cpu"
     other = spec.stream_title if fit.axis == "batch" else f"batch {spec.batch_size}"
+    buffer = buffer_text(spec) if uses_buffer else ""
     lines = [
-        wrap(
-            f"{spec.method} ({spec.execution}), {spec.network} (width {spec.width}), {other}, buffer "
-            f"{spec.buffer_size}, replay {spec.replay_size}"
-        ),
+        wrap(f"{spec.method} ({spec.execution}), {spec.network} (width {spec.width}), {other}{buffer}"),
         wrap(f"budget {budget.name}: {budget.title}"),
         wrap(_deducted(fit, on_cpu)),
     ]

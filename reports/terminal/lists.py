@@ -44,6 +44,8 @@ def method_text(card: MethodCard) -> str:
         _filled(f"Paper: {card.paper}" if card.paper else "It comes from no paper.", ""),
         f"Settings and their defaults (--set key=value):\n{two_columns(settings, '  ')}",
     ]
+    used = "--buffer-size slots, of which a step replays --replay-size" if card.uses_buffer else "none"
+    parts.append(f"Replay buffer: {used}")
     if card.tuned:
         values = {stream: _values(settings) for stream, settings in card.tuned.items()}
         parts.append(f"Other defaults on these streams:\n{two_columns(values, '  ')}")

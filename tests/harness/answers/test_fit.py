@@ -204,6 +204,8 @@ def test_the_table_shows_what_is_deducted_and_every_prediction() -> None:
     assert "less system 800.0, context 500.0, process 678.0" in " ".join(text.split())
     assert "Predicted: batch 33 is the largest that fits." in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "buffer" in text
+    assert "buffer" not in fit_table(found, None, uses_buffer=False)
     shown = json.loads(json.dumps(fit_json(found, None)))
     assert (shown["largest"], shown["limit_bytes"], shown["measured"]) == (33, board.tensors_bytes, None)
     assert [point["fits"] for point in shown["points"]] == [True, True, False]
