@@ -19,7 +19,7 @@ DESIGNED = {
     *("at_peak", "role_peaks", "phases", "allocator", "process", "observer_delta_bytes", "environment"),
 }
 ADDED = {"width", "replay_size", "peak_task", "peak_phase", "peak_op", "on_host", "reserved_bytes", "fingerprint"}
-ADDED |= {"execution_label", "budget", "status", "reason", "without_cudnn_bytes"}
+ADDED |= {"execution_label", "budget", "status", "reason", "without_cudnn_bytes", "notes"}
 
 
 def widest(text: str) -> int:
