@@ -17,12 +17,13 @@ import time
 from types import FrameType
 from typing import Any
 
-INTERRUPTED = "interrupted; the same command completes what is missing"
+COMPLETED = ("run", "pretrain")
+"""Commands that go on where they were interrupted. The others save what they save at their end."""
 LONGEST = 2000
 """Characters of a message; a path alone may have twice as many."""
 ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room, and the same command completes what is missing"),
-    errno.EFBIG: "; raise the limit (`ulimit -f`), and the same command completes what is missing",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room, and run the same command again"),
+    errno.EFBIG: "; raise the limit (`ulimit -f`), and run the same command again",
     errno.EROFS: "; choose a place that you can write to",
 }
 """What to do where writing failed, by the system's number of the error."""
@@ -72,12 +73,12 @@ def main() -> None:
         try:
             code, message = _call([argument for argument in sys.argv[1:] if argument != "--debug"], debug)
         except KeyboardInterrupt:
-            code, message = 130, INTERRUPTED
+            code, message = 130, _interrupted()
         except BaseException:
             if not interrupts.happened:
                 raise
         if interrupts.happened:
-            code, message = interrupts.code, INTERRUPTED
+            code, message = interrupts.code, _interrupted()
     # libraries print a traceback where what they do at exit is interrupted
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if message:  # without arguments the help has been printed, which says enough
@@ -87,6 +88,13 @@ def main() -> None:
         _stop_writing()
         os._exit(code)
     sys.exit(code)
+
+
+def _interrupted() -> str:
+    """Say what the command does if it is given again: its name is the first argument that is no option."""
+    named = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    then = "completes what is missing" if named in COMPLETED else "starts from the beginning"
+    return f"interrupted; the same command {then}"
 
 
 def _is_limited() -> bool:
@@ -120,7 +128,7 @@ def _call(arguments: list[str], debug: bool) -> tuple[int, str]:
         from clmem.harness.text import clean
 
         return code, clean(message, LONGEST)
-    return code, INTERRUPTED if code == 130 else ""  # typer may turn Ctrl-C into this code itself
+    return code, _interrupted() if code == 130 else ""  # typer may turn Ctrl-C into this code itself
 
 
 def _explained(error: Exception) -> tuple[int, str]:
@@ -146,7 +154,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     from clmem.bench.app import ABORT, usage_sentence
 
     if isinstance(error, ABORT):
-        return 130, INTERRUPTED
+        return 130, _interrupted()
     wrong = usage_sentence(error)
     if wrong is not None:
         return 2, wrong

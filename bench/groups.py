@@ -128,7 +128,11 @@ class MemoryOptions(LearningOptions):
 
     buffer_size: Annotated[int, BUFFER_SIZE] = 15
     replay_size: Annotated[
-        int | None, typer.Option(help="Samples replayed per step (default: the smaller of batch and buffer).")
+        int | None,
+        typer.Option(
+            help="Samples that a method with a replay buffer replays per step (default: the smaller of batch and "
+            "buffer)."
+        ),
     ] = None
     target: Annotated[str, TARGET] = "cpu"
     execution: Annotated[str, EXECUTION] = "plain"
@@ -176,10 +180,25 @@ class LimitedOptions(MemoryOptions):
 class FitOptions(LimitedOptions):
     """What `fit` takes: the batch grows, and everything that the buffer holds is replayed."""
 
-    target: Annotated[str, TARGET] = "jetson"
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Where it should run; see `clmem list targets`. On jetson and cuda the peak also has rounding and the "
+            "scratch memory of cuDNN and cuBLAS; `predict` counts the CPU by default."
+        ),
+    ] = "jetson"
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What it must fit into: a board (see `clmem list budgets`), or bytes such as 2GiB (required)."
+        ),
+    ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch, if `--vary side` is given.")] = 32
     replay_size: Annotated[
-        int | None, typer.Option(help="Samples replayed per step (default: all that the buffer holds).")
+        int | None,
+        typer.Option(
+            help="Samples that a method with a replay buffer replays per step (default: all that the buffer holds)."
+        ),
     ] = None
 
     def usual_replay_size(self) -> int:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 SUITES = Path(__file__).parent / "suites"
 
 
+def suite_names() -> list[str]:
+    """Return the names of the suites that come with clmem, sorted."""
+    return sorted(file.stem for file in SUITES.glob("*.toml"))
+
+
 def named_path(text: str) -> Path:
     """Return a path as workers and results can be told of it, `~` replaced by the home folder.
 
@@ -54,6 +59,11 @@ def complete_method(incomplete: str) -> list[str]:
     return [name for name in method_names() if name.startswith(incomplete)]
 
 
+def complete_method_or_suite(incomplete: str) -> list[str]:
+    """Return the methods and suites that begin like this, for a shell."""
+    return complete_method(incomplete) + [name for name in suite_names() if name.startswith(incomplete)]
+
+
 def complete_stream(incomplete: str) -> list[str]:
     """Return the streams that begin like this, for a shell."""
     from clmem.harness.streams import STREAMS
@@ -76,15 +86,18 @@ NUM_CLASSES: Any = typer.Option(help="Classes of a synthetic stream (default: wh
 IMAGE_SIZE: Any = typer.Option(help="Side of a synthetic stream's images in pixels (default: what its name says).")
 TARGET: Any = typer.Option(help="Where to measure; see `clmem list targets`.")
 BATCH_SIZE: Any = typer.Option(help="Samples per training batch.")
-BUFFER_SIZE: Any = typer.Option(help="Replay slots in all.")
-REPLAY_SIZE: Any = typer.Option(help="Samples replayed per step.")
+BUFFER_SIZE: Any = typer.Option(
+    help="Replay slots in all. Only methods with a replay buffer have them; `clmem show METHOD` says which it is."
+)
+REPLAY_SIZE: Any = typer.Option(help="Samples that a method with a replay buffer replays per step.")
 BUDGET: Any = typer.Option(help="Limit of a run: a board (see `clmem list budgets`), or bytes such as 2GiB.")
 OTHERS: Any = typer.Option(
     min=0, max=2**63 - 1, help="Bytes other processes may hold on a GPU at the start (default: 64 MiB)."
 )
 SETTINGS: Any = typer.Option("--set", help="A method's setting as key=value (repeatable); see `clmem show METHOD`.")
 EXECUTION: Any = typer.Option(
-    help="plain, lean (the method's preset), or techniques as key=value,key=value; see `clmem list techniques`."
+    help="plain, lean (the techniques that the method chose; `clmem show METHOD` lists them), or techniques as "
+    "key=value,key=value; see `clmem list techniques`."
 )
 DATA_ROOT: Any = path_option(help="Folder that holds the data sets.")
 WEIGHTS: Any = path_option(help="Pretrained weights to start from (safetensors, or a saved state dict).")

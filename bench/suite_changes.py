@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clmem.bench.options import SUITES, read_setting
+from clmem.bench.options import SUITES, read_setting, suite_names
 from clmem.harness.errors import UsageError, nearest
 from clmem.harness.files import expand
 from clmem.harness.text import clean, some
@@ -23,7 +23,7 @@ def suite_file(suite: str) -> Path:
     """Return the path of a suite that is named, or given by its path. Raises UsageError for a name that is none."""
     if suite.endswith(".toml") or "/" in suite:
         return expand(suite)
-    known = [file.stem for file in SUITES.glob("*.toml")]
+    known = suite_names()
     if suite not in known:
         raise UsageError(
             f"there is no suite {clean(suite, 80)!r}; give the path of a .toml file, or a name: {nearest(suite, known)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
 
 import pytest
 import typer
@@ -12,6 +14,7 @@ import typer
 from clmem.bench.app import app
 from clmem.harness.learning.registry import method_names
 from clmem.harness.networks.registry import build_network
+from clmem.harness.results.record import Footprint
 from clmem.harness.runs.job import Job
 from clmem.harness.runs.processes import Workers
 from clmem.harness.specs.run import RunSpec
@@ -64,20 +67,61 @@ def test_ci_calls_the_readmes_test_command() -> None:
     assert all(step in script for step in steps)
 
 
-def test_the_contributing_example_is_a_method_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert example is not None
-    (tmp_path / "hardest_example.py").write_text(example.group(1))
-    info = tmp_path / "hardest-1.0.dist-info"
+def contributing_example(holds: str) -> str:
+    """Return the Python of CONTRIBUTING.md that holds a text, without its indentation."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = [block for _, block in re.findall(r"^( *)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)]
+    (found,) = (block for block in blocks if holds in block)
+    return dedent(found)
+
+
+def footprint_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, entry: str, **spec: Any) -> Footprint:
+    """Return what a run holds with a module `example` installed that has an entry point."""
+    (tmp_path / "example.py").write_text(source)
+    info = tmp_path / "example-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hardest\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[clmem.methods]\nhardest = hardest_example:Hardest\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    spec = RunSpec(method="hardest", width=1, batch_size=4, buffer_size=8, replay_size=4)
-    outcome = Workers(1).run(Job(spec=spec, what="attribution"), 120, lambda fields: None)
+    job = Job(spec=RunSpec(batch_size=4, buffer_size=8, replay_size=4, **spec), what="attribution")
+    outcome = Workers(1).run(job, 120, lambda fields: None)
     assert outcome.status == "ok", outcome.reason
     assert outcome.footprint is not None
-    assert outcome.footprint.role_peaks["replay"] == 8 * (3 * 32 * 32 + 8)
+    return outcome.footprint
+
+
+METHOD_ENTRY = "[clmem.methods]\nhardest = example:Hardest\n"
+
+
+def test_the_contributing_example_is_a_method_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = contributing_example("class Hardest")
+    footprint = footprint_of(tmp_path, monkeypatch, method, METHOD_ENTRY, method="hardest", width=1)
+    assert footprint.role_peaks["replay"] == 8 * (3 * 32 * 32 + 8)
+
+
+def test_the_contributing_method_may_take_gradients_of_other_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = contributing_example("class Hardest").replace("import Tensor\n", "import Tensor, nn\n")
+    adjusted = f"{method}\n{indent(contributing_example('def adjust_gradients'), '    ')}"
+    footprint = footprint_of(tmp_path, monkeypatch, adjusted, METHOD_ENTRY, method="hardest", width=1)
+    assert footprint.role_peaks["gradients"] >= 2 * footprint.role_peaks["parameters"]
+
+
+@pytest.mark.parametrize("method", ["er", "tail-sgd", "head-only"])
+def test_the_contributing_example_is_a_network_that_methods_learn(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, config = "[clmem.networks]\ntiny = example:TINY\n", {} if method == "er" else {"trunk": "frozen"}
+    source = contributing_example("StagedNetwork")
+    footprint = footprint_of(
+        tmp_path, monkeypatch, source, entry, method=method, network="tiny", width=3, config=config
+    )
+    classes = 10
+    sizes = {"conv1": 3 * 3 * 9 + 3, "conv2": 3 * 3 * 9 + 3, "head": 3 * classes + classes}
+    assert footprint.role_peaks["parameters"] == 4 * sum(sizes.values())
+    learnt = {"er": ("conv1", "conv2", "head"), "tail-sgd": ("conv2", "head"), "head-only": ("head",)}[method]
+    assert footprint.role_peaks["gradients"] == 4 * sum(sizes[name] for name in learnt)
 
 
 def test_every_method_file_is_a_method() -> None:

@@ -19,19 +19,25 @@ def claims(
     ),
     results: Annotated[
         list[Path] | None,
-        path_option("--results", help="Directory with results (repeatable; default: those of the claim's suites)."),
+        path_option(
+            "--results",
+            help="Directory with results (repeatable; default: results/SUITE of each suite that the claim names).",
+        ),
     ] = None,
     fixes: Annotated[
         list[str] | None,
         typer.Option(
             "--fix",
-            help="Correct what the published ledger leaves out: a name that the page lists (repeatable), or `all`.",
+            help="Correct the paper's arithmetic: the name of a correction on the page (repeatable), or `all`.",
         ),
     ] = None,
     out: Annotated[Path | None, path_option(help="Write the page and its plots into this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a published claim: its cells, the formulas behind them, and the same rows measured."""
+    """Check a published memory table: recompute each number, list what it leaves out, and show the same rows measured.
+
+    The measurements are results of suites that it names. Run these suites first, or unpack the published results.
+    """
     from clmem.harness.results.record import LONGEST_PATH, RESULT_FILES
     from clmem.reports.claims.claim import load_claim
     from clmem.reports.claims.measurements import load_measurements

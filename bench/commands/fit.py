@@ -45,6 +45,7 @@ def fit(
 
     from clmem.harness.answers.fit import fit as find
     from clmem.harness.answers.fit import sized
+    from clmem.harness.learning.registry import method_class
     from clmem.harness.runs.runner import run_specs
     from clmem.reports.terminal.fits import fit_json, fit_table
 
@@ -56,7 +57,10 @@ def fit(
             status.update(f"measuring {vary} {found.largest.size}")
             run_specs([sized(spec, vary, found.largest.size)], confirmed.append, jobs=1, sources=sources)
     measured = confirmed[0] if confirmed else None
-    print(json.dumps(fit_json(found, measured), indent=1) if as_json else fit_table(found, measured))
+    if as_json:
+        print(json.dumps(fit_json(found, measured), indent=1))
+    else:
+        print(fit_table(found, measured, uses_buffer=method_class(spec.method).uses_buffer))
     if found.largest is None:
         raise ClmemError(
             f"{method} does not fit into {options.budget} at all; try `--execution lean`, or a narrower network"

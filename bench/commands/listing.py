@@ -58,8 +58,8 @@ def _list_budgets() -> dict[str, str]:
 
     entries = {}
     for name, board in boards().items():
-        note = ", by prediction alone" if board.note else ""
-        entries[name] = f"{board.title}: {mib(board.tensors_bytes)} MiB for tensors{note}"
+        note = "; clmem does not run on this board, it only predicts" if board.note else ""
+        entries[name] = f"{board.title}: {mib(board.tensors_bytes)} MiB that torch may reserve{note}"
     return entries
 
 

@@ -54,7 +54,11 @@ def measure(
         save_result(out, result)
     if result.footprint is None and not as_json:
         raise ClmemError(f"{method} on {spec.stream_title}: {result.status}: {result.reason}")
+    from clmem.harness.learning.registry import method_class
     from clmem.reports.terminal.runs import measure_json, measure_table
 
-    print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
+    if as_json:
+        print(json.dumps(measure_json(result), indent=1))
+    else:
+        print(measure_table(result, uses_buffer=method_class(spec.method).uses_buffer))
     raise typer.Exit(0 if is_sound(result) else 1)

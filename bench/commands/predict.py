@@ -46,12 +46,16 @@ def predict(
         raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
     spec, sources = options.memory_spec(method), options.sources()
     from clmem.harness.answers.prediction import predict as predicted
+    from clmem.harness.learning.registry import method_class
     from clmem.harness.runs.checks import check_spec
     from clmem.reports.terminal.runs import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
     result = predicted(spec, sources)
-    print(json.dumps(measure_json(result), indent=1) if as_json else measure_table(result))
+    if as_json:
+        print(json.dumps(measure_json(result), indent=1))
+    else:
+        print(measure_table(result, uses_buffer=method_class(spec.method).uses_buffer))
 
 
 def _against(directory: Path, sources: Sources, as_json: bool, keep: bool) -> None:

@@ -19,12 +19,19 @@ def probe(
     options: ProbeOptions,
     boundary: Annotated[
         list[str] | None,
-        typer.Option(help="Freeze everything before it (repeatable; default: each layer but the first)."),
+        typer.Option(
+            help="Let everything before it learn in the first task and freeze it afterwards (repeatable; default: each "
+            "layer but the first)."
+        ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="SGD's learning rate (default: sgd's on the stream).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how much each layer of a network can learn and how much it changes: what LightCL freezes by."""
+    """Measure how much each layer of a network can learn, and how much it changes.
+
+    Both measures are clmem's own, and no method uses them. LightCL's paper chooses what to freeze by two numbers that
+    it does not define; here LightCL freezes what lies before its setting `boundary`.
+    """
     if options.stream.startswith("synthetic-"):
         raise UsageError(f"{options.stream!r} has no labels to be right about; give a stream of real images")
 

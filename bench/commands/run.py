@@ -35,8 +35,8 @@ def run(
     suite: Annotated[
         str | None,
         typer.Argument(
-            help="A suite's name (see `clmem list suites`) or the path of a suite file (see `clmem new-suite`); "
-            "default: quick."
+            help="A suite's name (see `clmem list suites` and `clmem show SUITE`) or the path of a suite file (see "
+            "`clmem new-suite`); default: quick."
         ),
     ] = None,
     methods: Annotated[
@@ -44,7 +44,7 @@ def run(
         typer.Option(
             "--method",
             help="Run only this one of the suite's methods (repeatable). Without SUITE: run this method, whichever it "
-            "is, under the conditions of quick.",
+            "is, under the conditions of the suite quick (`clmem show quick`).",
         ),
     ] = None,
     added: Annotated[

@@ -33,7 +33,8 @@ class MethodCard:
     """What `clmem show` shows. Texts are plain lines; those that a method lacks are empty.
 
     paper: where it was published. tuned: settings that differ on a stream. lean: the techniques of `--execution lean`.
-    boundaries: where a network can be split, by network. differs: from the paper or the released code.
+    boundaries: where a network can be split, by network. differs: from the paper or the released code. uses_buffer:
+    whether it has a replay buffer.
     """
 
     name: str
@@ -45,6 +46,7 @@ class MethodCard:
     lean: Mapping[str, Any]
     boundaries: Mapping[str, list[str]]
     differs: list[str]
+    uses_buffer: bool = False
 
 
 def method_card(name: str) -> MethodCard:
@@ -70,6 +72,7 @@ def method_card(name: str) -> MethodCard:
         lean=cls.lean,
         boundaries=_boundaries(),
         differs=_differs(paragraphs),
+        uses_buffer=cls.uses_buffer,
     )
 
 

@@ -134,11 +134,12 @@ def method_config(spec: RunSpec) -> Method.Config:
 
 
 def check_execution(spec: RunSpec) -> None:
-    """Raise UsageError for `lean` if the method has no preset of that name: it would be run plainly."""
+    """Raise UsageError for `lean` if the method chose no techniques for it: it would be run plainly."""
     if LEAN in spec.execution.split(",") and not method_class(spec.method).lean:
         raise UsageError(
-            f"method {spec.method!r} has no lean preset, so --execution {spec.execution} says nothing about it; name "
-            "techniques (`clmem list techniques`), for example --execution trunk_chunk=4, or set `lean` in its class"
+            f"method {spec.method!r} chose no techniques for lean execution, so --execution {spec.execution} says "
+            "nothing about it; name techniques (`clmem list techniques`), for example --execution trunk_chunk=4, or "
+            "set `lean` in its class"
         )
 
 

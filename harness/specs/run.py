@@ -107,7 +107,7 @@ class RunSpec(Conditions):
 
     method: its name, or name@preset. config: overrides of the method's typed hyper-parameters. seed: one that torch's
     generators take.
-    execution: how steps are carried out: `plain`, `lean` (the method's preset) or techniques as `key=value,key=value`.
+    execution: how steps are carried out: `plain`, `lean` (the method's choice) or techniques as `key=value,key=value`.
     measure: `memory` (short schedule under the ledger, no seed to average over), `peak` (of that the truth pass alone)
     or `accuracy` (the full stream).
     """

@@ -22,15 +22,15 @@ def canonical(text: str) -> str:
         chosen = techniques(text, {})
     except UsageError as error:
         raise ValueError(str(error)) from error
-    # beside `lean` a default says something: that it holds instead of the preset's value
+    # beside `lean` a default says something: that it holds instead of the value that the method chose
     given = chosen.model_dump(exclude_unset=True) if lean else chosen.changed()
     return ",".join(lean + [f"{key}={str(value).lower()}" for key, value in sorted(given.items())]) or PLAIN
 
 
 def techniques(text: str, lean: Mapping[str, object]) -> Techniques:
-    """Return what a label stands for: `plain`, `lean` (a method's own preset), or `key=value,key=value`.
+    """Return what a label stands for: `plain`, `lean` (the method's own choice), or `key=value,key=value`.
 
-    A label may begin with `lean,` to change the preset. Raises UsageError naming an unknown technique or a wrong value.
+    A label may begin with `lean,` to change the choice. Raises UsageError naming an unknown technique or a wrong value.
     """
     if len(text) > LONGEST_LABEL:
         raise UsageError(

@@ -135,7 +135,7 @@ class Row(_Part):
 
 
 class Fix(_Part):
-    """Something that the published ledger leaves out, as a switch.
+    """Something that the paper's own arithmetic leaves out, as a switch.
 
     names: symbols that take another value. add: by row, what its memory cell lacks. formula: by row, another formula.
     """

@@ -61,7 +61,7 @@ def page(
     if claim.fixes:
         named = "all of them" if len(chosen) == len(claim.fixes) else ", ".join(code(fix.id) for fix in chosen)
         parts += [
-            "## What that ledger leaves out",
+            "## What the paper's own arithmetic leaves out",
             "Each correction alone, in MB; where a row is a fit, what is corrected is the fit.",
             tables.fixes_table(claim),
             f"### Together: {named}",
@@ -107,7 +107,7 @@ def terminal(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fi
         rows.append(cells)
     align = ["left", *["right"] * (len(headers) - 1)]
     corrected = f", corrected by {', '.join(fix.id for fix in fixes)}" if fixes else ""
-    parts += ["", *_wrapped(f"MB by the published ledger{corrected}:"), ""]
+    parts += ["", *_wrapped(f"MB by the paper's own arithmetic{corrected}:"), ""]
     parts.append(tabulate(rows, headers, disable_numparse=True, colalign=align))
     if fixes:
         ratios = f"{tables.headline_ratio(claim):.2f} recomputed, {tables.headline_ratio(claim, fixes):.2f} corrected"

@@ -161,7 +161,7 @@ def waterfall_figure(measurements: Measurements, execution: str) -> Figure:
     axes.set_xlim(0, 1.14 * max(axes.get_xlim()[1], 1.0))
     axes.set_xlabel(f"{claim.row(claim.waterfall).label} on {claim.datasets[claim.headline.dataset].title} (MiB)")
     axes.tick_params(axis="y", length=0)
-    kinds = {"published": PUBLISHED, "correction of the ledger": CORRECTION, "difference": REST, "measured": MEASURED}
+    kinds = {"published": PUBLISHED, "correction": CORRECTION, "difference": REST, "measured": MEASURED}
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in kinds.values()]
     figure.legend(handles, list(kinds), loc="outside upper left", ncols=4, frameon=False)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)

@@ -14,9 +14,9 @@ from clmem.reports.data.units import listed, plural
 
 
 def verdict(claim: Claim, by_target: Sequence[Measurements], fixes: Sequence[Fix] = ()) -> list[str]:
-    """Return the sentences: what was claimed, what its own ledger gives, what was measured, where it is true.
+    """Return the sentences: what was claimed, what its own arithmetic gives, what was measured, where it is true.
 
-    fixes: corrections of the ledger that are applied together; all of them when none is given.
+    fixes: corrections of the arithmetic that are applied together; all of them when none is given.
     """
     sentences = [
         text
@@ -133,7 +133,7 @@ def ledger(claim: Claim) -> str:
         cells = listed([f"{count[kind]} {what}" for what, count in counts.items() if count[kind]])
         parts.append(f"{cells} {meaning} (class {kind})")
     text = (
-        f"The published ledger: {memory[0]} of {memory[1]} memory cells are recomputed within "
+        f"The paper's own arithmetic: {memory[0]} of {memory[1]} memory cells are recomputed within "
         f"{claim.tolerance.memory:g} MB and {flops[0]} of {flops[1]} FLOPs cells within "
         f"{100 * claim.tolerance.flops:g} %. {'; '.join(parts)}."
     )
@@ -149,7 +149,7 @@ def _kinds(claim: Claim, quantity: Quantity) -> Counter[str]:
 
 
 def corrected(claim: Claim, chosen: Sequence[Fix] = ()) -> str:
-    """Say what the headline becomes when what the ledger leaves out is counted: all of it, or what is chosen."""
+    """Say what the headline becomes when what the arithmetic leaves out is counted: all of it, or what is chosen."""
     if not claim.fixes:
         return ""
     chosen = list(chosen) or claim.fixes

@@ -60,7 +60,7 @@ def within_tolerance(claim: Claim, quantity: Quantity) -> tuple[int, int]:
 
 
 def headline_ratio(claim: Claim, fixes: Sequence[Fix] = ()) -> float:
-    """Return the claimed ratio by the published ledger with some corrections."""
+    """Return the claimed ratio by the paper's own arithmetic with some corrections."""
     ledger = FormulaLedger(claim, claim.headline.dataset, tuple(fixes))
     larger, smaller = (claim.row(name) for name in (claim.headline.larger, claim.headline.smaller))
     return ledger.value(larger, "memory") / ledger.value(smaller, "memory")
@@ -69,7 +69,8 @@ def headline_ratio(claim: Claim, fixes: Sequence[Fix] = ()) -> float:
 def fixes_table(claim: Claim) -> str:
     """Return what each correction does by itself, and what all of them do: the rows that change, and the headline."""
     ratio = f"{claim.row(claim.headline.larger).label} / {claim.row(claim.headline.smaller).label}"
-    headers = ["correction", "what the ledger leaves out", *(shape.title for shape in claim.datasets.values()), ratio]
+    titles = [shape.title for shape in claim.datasets.values()]
+    headers = ["correction", "what the paper's arithmetic leaves out", *titles, ratio]
     rows = []
     for fix in claim.fixes:
         cells = [_changes(claim, name, (fix,)) or "no change" for name in claim.datasets]
@@ -89,10 +90,10 @@ def _changes(claim: Claim, dataset: str, fixes: tuple[Fix, ...]) -> str:
 
 
 def corrected_table(claim: Claim, fixes: Sequence[Fix]) -> str:
-    """Return every memory cell as published and by the ledger with the corrections given, in MB."""
+    """Return every memory cell as published and by the arithmetic with the corrections given, in MB."""
     headers = ["row"]
     for dataset in claim.datasets.values():
-        headers += [f"{dataset.title}, published MB", "corrected ledger MB"]
+        headers += [f"{dataset.title}, published MB", "corrected MB"]
     rows = []
     for row in claim.rows:
         cells = [row.label]

@@ -8,7 +8,7 @@ from clmem.harness.results.record import RunResult
 from clmem.harness.specs.targets import allocator_of
 from clmem.reports.data.predictions import LIKE_ANOTHER_CARD
 from clmem.reports.data.units import count, mib
-from clmem.reports.terminal.runs import text_table, wrap
+from clmem.reports.terminal.runs import buffer_text, text_table, wrap
 
 if TYPE_CHECKING:
     from clmem.harness.answers.fit import Fit
@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 NAMES = {"batch": "batch", "side": "image side"}
 
 
-def fit_table(fit: Fit, measured: RunResult | None) -> str:
-    """Return the answer and the curve as text of at most 80 columns. measured: the confirmation, if there was one."""
+def fit_table(fit: Fit, measured: RunResult | None, *, uses_buffer: bool = True) -> str:
+    """Return the answer and the curve as text of at most 80 columns.
+
+    measured: the confirmation, if there was one. uses_buffer: as in `measure_table`.
+    """
     spec, budget = fit.spec, fit.budget
     on_cpu = allocator_of(spec.target) == "cpu"
     other = spec.stream_title if fit.axis == "batch" else f"batch {spec.batch_size}"
+    buffer = buffer_text(spec) if uses_buffer else ""
     lines = [
-        wrap(
-            f"{spec.method} ({spec.execution}), {spec.network} (width {spec.width}), {other}, buffer "
-            f"{spec.buffer_size}, replay {spec.replay_size}"
-        ),
+        wrap(f"{spec.method} ({spec.execution}), {spec.network} (width {spec.width}), {other}{buffer}"),
         wrap(f"budget {budget.name}: {budget.title}"),
         wrap(_deducted(fit, on_cpu)),
     ]
+    if not on_cpu and _beside(fit):
+        lines.append(wrap(f"with context and process: must stay within {mib(fit.limit_bytes + _beside(fit))} MiB"))
     if budget.note:
         lines.append(wrap(budget.note))
     if not on_cpu:
@@ -67,12 +70,17 @@ def _curve(fit: Fit, on_cpu: bool) -> str:
         peak, needed = (mib(size) or "more" for size in (point.peak_bytes, point.needed_bytes))
         rows.append([str(point.size), peak, needed, fits])
     headers = [NAMES[fit.axis], "tensor peak MiB", "process MiB" if on_cpu else "reserved MiB", "fits"]
-    beside = sum(fit.budget.deductions.get(name, 0) for name in ("context", "process"))
+    beside = _beside(fit)
     if not on_cpu and beside:
         headers.insert(3, "with context and process")
         for row, point in zip(rows, fit.points, strict=True):
             row.insert(3, mib(None if point.needed_bytes is None else point.needed_bytes + beside) or "more")
     return text_table(headers, rows)
+
+
+def _beside(fit: Fit) -> int:
+    """Return the bytes of the CUDA context and of the process itself, which lie in a board's memory too."""
+    return sum(fit.budget.deductions.get(name, 0) for name in ("context", "process"))
 
 
 def _confirmed(fit: Fit, measured: RunResult) -> str:

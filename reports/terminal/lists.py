@@ -44,6 +44,8 @@ def method_text(card: MethodCard) -> str:
         _filled(f"Paper: {card.paper}" if card.paper else "It comes from no paper.", ""),
         f"Settings and their defaults (--set key=value):\n{two_columns(settings, '  ')}",
     ]
+    used = "--buffer-size slots, of which a step replays --replay-size" if card.uses_buffer else "none"
+    parts.append(f"Replay buffer: {used}")
     if card.tuned:
         values = {stream: _values(settings) for stream, settings in card.tuned.items()}
         parts.append(f"Other defaults on these streams:\n{two_columns(values, '  ')}")
@@ -69,13 +71,14 @@ def techniques_text() -> str:
     """Return every technique with its plain value, what it does, what it takes, and whether it is exact."""
     entries = {
         f"{name}={shown(field.default)}": _setting_text(field.description or "", allowed(field))
-        + ("; exact" if TECHNIQUES[name].exact else "; NOT exact")
+        + ("; exact" if TECHNIQUES[name].exact else "; inexact")
         for name, field in Techniques.model_fields.items()
     }
     return (
         f"{two_columns(entries)}\n\n"
         "Each name stands with its value in plain execution. Exact: a step computes what\n"
-        "it computes in plain execution, up to rounding. For example:\n"
+        "it computes in plain execution, up to rounding. Inexact: it computes something\n"
+        "else, and results say so. For example:\n"
         "  clmem measure sgd --execution checkpoint=block,trunk_chunk=4"
     )
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from clmem.harness.specs.run import RunSpec
 
 DEFINED = (
-    "plasticity: accuracy on new tasks with all before the boundary frozen, over that with nothing frozen; stability: "
-    "1 less the relative change of old tasks' maps there while a new task is learnt; both are clmem's own definitions"
+    "frozen before: everything learns in the first task; what lies before this boundary is frozen afterwards",
+    "plasticity: accuracy on new tasks with everything before the boundary frozen, over that with nothing frozen",
+    "stability: 1 less the relative change of old tasks' maps there while a new task is learnt and nothing is frozen",
+    "Both are clmem's own definitions, and no method uses them.",
 )
 
 
@@ -38,7 +40,7 @@ def probe_table(found: Probe, spec: RunSpec) -> str:
         "",
         text_table(["frozen before", "new-task accuracy %", "plasticity", "stability"], rows),
         "",
-        wrap(DEFINED),
+        *map(wrap, DEFINED),
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clmem.harness.results.record import LONGEST_PATH, PHASES, ROLES, RunResult
+from clmem.harness.specs.run import RunSpec
 from clmem.harness.specs.targets import allocator_of
 from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean
@@ -24,9 +25,13 @@ UNLIMITED = "held to the budget: the process pass alone; roles and tensor peak a
 PROCESS_FIELDS = {"baseline_bytes", "peak_bytes", "device_peak_bytes", "unified"}
 
 
-def measure_table(result: RunResult) -> str:
-    """Return one memory run as text of at most 80 columns: roles, phases, peaks, sum check, broken promises."""
+def measure_table(result: RunResult, *, uses_buffer: bool = True) -> str:
+    """Return one memory run as text of at most 80 columns: roles, phases, peaks, sum check, broken promises.
+
+    uses_buffer: whether the method has a replay buffer, whose sizes are shown then.
+    """
     spec = result.spec
+    buffer = buffer_text(spec) if uses_buffer else ""
     config = "".join(f", {key}={value}" for key, value in spec.config.items())
     allowed = f", budget {spec.budget} (emulated)" if spec.budget else ""
     parts = [
@@ -34,7 +39,7 @@ def measure_table(result: RunResult) -> str:
             f"{spec.method} ({execution_text(result)}){config} on {spec.stream_title}, "
             f"{spec.network} (width {spec.width}), {spec.target}"
         ),
-        wrap(f"batch {spec.batch_size}, buffer {spec.buffer_size}, replay {spec.replay_size}{allowed}"),
+        wrap(f"batch {spec.batch_size}{buffer}{allowed}"),
     ]
     if spec.budget and result.footprint is not None and allocator_of(spec.target) == "cpu":
         parts.append(wrap(UNLIMITED))
@@ -55,6 +60,11 @@ def measure_table(result: RunResult) -> str:
     parts += _peaks(result)
     parts += [wrap(f"note: {note}") for note in result.notes]
     return "\n".join(parts)
+
+
+def buffer_text(spec: RunSpec) -> str:
+    """Return the sizes of the replay buffer and of what a step replays, to stand behind another condition."""
+    return f", buffer {spec.buffer_size}, replay {spec.replay_size}"
 
 
 def execution_text(result: RunResult) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from clmem.bench.cli import main
+from clmem.bench.options import SUITES
 from clmem.harness.errors import UsageError
+from clmem.harness.files import read_toml
 
 
 def clmem(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -125,6 +127,24 @@ def test_lists_are_readable_and_available_as_json(
     assert max(map(len, printed[0].splitlines())) <= 80
 
 
+def test_show_prints_a_suites_file_and_a_method_of_the_same_name_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["clmem", "show", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    file = SUITES / "quick.toml"
+    assert shown("quick") == file.read_text()
+    assert shown("quick").startswith('title = "')
+    assert json.loads(shown("quick", "--json")) == read_toml(file)
+    monkeypatch.setattr("clmem.bench.commands.show.suite_names", lambda: ["sgd"])
+    assert shown("sgd").startswith("sgd: ")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -136,6 +156,7 @@ def test_lists_are_readable_and_available_as_json(
         ("fit", "derp"),
         ("run", "quick", "--method", "derp"),
         ("probe", "--stream", "split-cifar11"),
+        ("show", "quick"),
     ],
     ids=" ".join,
 )
@@ -144,7 +165,7 @@ def test_lists_and_wrong_names_never_import_torch(command: tuple[str, ...]) -> N
         f"import sys; sys.argv[1:] = {command!r}; sys.modules['torch'] = None; from clmem.bench.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == (0 if command[0] == "list" else 2), done.stderr
+    assert done.returncode == (0 if command[0] in ("list", "show") else 2), done.stderr
     assert "torch" not in done.stderr
 
 

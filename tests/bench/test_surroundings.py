@@ -166,12 +166,21 @@ def test_broken_plug_ins_are_listed_with_their_reason_beside_the_others(tmp_path
     assert (code, said.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("moment", ["import typer", "import torch", "import pydantic"])
-def test_ctrl_c_in_an_import_is_an_interruption(moment: str, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(name=moment.split()[1]))
-    code, said = clmem("predict", "sgd", "--width", "1", PYTHONPATH=str(tmp_path))
+@pytest.mark.parametrize(
+    ("command", "moment", "then"),
+    [
+        ("predict sgd --width 1", "typer", "starts from the beginning"),
+        ("predict sgd --width 1", "torch", "starts from the beginning"),
+        ("measure sgd --out results", "pydantic", "starts from the beginning"),
+        ("--debug run quick", "typer", "completes what is missing"),
+        ("pretrain weights.safetensors", "pydantic", "completes what is missing"),
+    ],
+)
+def test_ctrl_c_in_an_import_is_an_interruption(command: str, moment: str, then: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(name=moment))
+    code, said = clmem(*command.split(), PYTHONPATH=str(tmp_path))
     assert code == 130
-    assert said == "clmem: interrupted; the same command completes what is missing\n"
+    assert said == f"clmem: interrupted; the same command {then}\n"
 
 
 INTERRUPTING = """

@@ -111,6 +111,7 @@ def test_a_board_s_table_says_what_lies_in_its_memory_in_all() -> None:
     row = next(line for line in fit_table(found, None).splitlines() if line.startswith("16 "))
     reserved, whole = (float(text.replace(",", "")) for text in row.split()[2:4])
     assert whole == pytest.approx(reserved + 500 + 678, abs=0.11)
+    assert "with context and process: must stay within 3,156.0 MiB\n" in fit_table(found, None)
 
 
 @pytest.mark.usefixtures("affine")
@@ -203,6 +204,8 @@ def test_the_table_shows_what_is_deducted_and_every_prediction() -> None:
     assert "less system 800.0, context 500.0, process 678.0" in " ".join(text.split())
     assert "Predicted: batch 33 is the largest that fits." in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "buffer" in text
+    assert "buffer" not in fit_table(found, None, uses_buffer=False)
     shown = json.loads(json.dumps(fit_json(found, None)))
     assert (shown["largest"], shown["limit_bytes"], shown["measured"]) == (33, board.tensors_bytes, None)
     assert [point["fits"] for point in shown["points"]] == [True, True, False]

@@ -247,7 +247,7 @@ A lean technique takes a step in less memory. This table says whether it compute
   In float32 sums round in another order, and differences grow with the steps.
 - `refused`: the combination ends with one sentence before anything is learnt. The list below the table has the
   sentences.
-- `inexact`: it computes something else. Results say so, and no preset uses it.
+- `inexact`: it computes something else. Results say so, and no method's lean execution uses it.
 
 `python -m tests.harness.execution.test_exactness` writes this page:
 

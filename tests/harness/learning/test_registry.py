@@ -177,11 +177,11 @@ def test_files_say_of_networks_what_the_import_says() -> None:
 
 
 @pytest.mark.parametrize("execution", ["lean", "lean,trunk_chunk=8"])
-def test_lean_is_refused_for_a_method_without_a_preset(execution: str, install: Install) -> None:
+def test_lean_is_refused_for_a_method_that_chose_no_techniques(execution: str, install: Install) -> None:
     install({"heavy.py": GOOD + "    lean = {}\n"}, {"good": "heavy:Good"})
     check_execution(RunSpec(method="good", execution="trunk_chunk=8"))
     check_execution(RunSpec(method="sgd", execution=execution))
-    with pytest.raises(UsageError, match=f"method 'good' has no lean preset, so --execution {execution} says nothing"):
+    with pytest.raises(UsageError, match=f"'good' chose no techniques for lean execution, so --execution {execution}"):
         check_execution(RunSpec(method="good", execution=execution))
 
 

@@ -251,7 +251,7 @@ def test_what_workers_started_goes_with_a_killed_suite(blow: str, code: int) -> 
     assert suite.returncode == code
     begun, *rest = said.decode().splitlines()
     assert begun.strip() == "begins: sgd on synthetic-cifar10: memory"
-    assert rest == ([] if blow == "KILL" else ["clmem: interrupted; the same command completes what is missing"])
+    assert rest == ([] if blow == "KILL" else ["clmem: interrupted; the same command starts from the beginning"])
 
 
 def test_a_supervisor_that_is_killed_takes_its_worker_along(monkeypatch: pytest.MonkeyPatch) -> None:

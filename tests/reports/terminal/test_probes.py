@@ -39,6 +39,12 @@ def test_a_probe_says_how_it_was_taken() -> None:
     assert "(width 2, from w@1f), 1 epoch of at most 7 steps, lr 0.05" in text
 
 
+def test_a_probe_says_when_layers_freeze_and_that_its_measures_are_our_own() -> None:
+    text = " ".join(probe_table(PROBE, SPEC).split())
+    assert "everything learns in the first task; what lies before this boundary is frozen afterwards" in text
+    assert "clmem's own definitions, and no method uses them" in text
+
+
 def test_json_has_fractions_and_the_spec() -> None:
     told = probe_json(PROBE, SPEC)
     assert (told["accuracy"], told["tasks"]) == (0.8, 4)

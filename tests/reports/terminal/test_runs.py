@@ -52,6 +52,13 @@ def test_measure_table_shows_roles_peaks_and_sum_check(memory_run: MakeRun) -> N
     assert "process peak (pinned malloc): 604.0 MiB, 77.0 above a baseline of 527.0" in text
 
 
+def test_the_header_has_buffer_sizes_only_of_a_method_with_a_buffer(memory_run: MakeRun) -> None:
+    run = memory_run("er", {"parameters": 1.0})
+    sizes = f"buffer {run.spec.buffer_size}, replay {run.spec.replay_size}"
+    assert f"batch {run.spec.batch_size}, {sizes}\n" in measure_table(run)
+    assert f"batch {run.spec.batch_size}\n" in measure_table(run, uses_buffer=False)
+
+
 @pytest.mark.parametrize("execution", ["plain", "lean", "trunk_chunk=4"])
 def test_the_execution_stands_in_the_header_and_in_json(memory_run: MakeRun, execution: str) -> None:
     run = memory_run("sgd", {"parameters": 1.0}, execution=execution)
