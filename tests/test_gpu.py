@@ -52,6 +52,7 @@ def test_every_method_adds_up_to_the_allocator_s_own_peak(runs: dict[str, RunRes
         assert run.allocator is not None
         assert sum(run.footprint.at_peak.values()) == run.allocator.peak_bytes, name
         assert run.observer_delta_bytes == 0, name
+        assert run.footprint.marks == ("history" if hasattr(torch._C, "_cuda_setMemoryMetadata") else "time"), name
 
 
 def test_what_was_asked_for_is_less_than_what_was_given_by_the_rounding(runs: dict[str, RunResult]) -> None:
@@ -67,7 +68,9 @@ def test_what_was_asked_for_is_less_than_what_was_given_by_the_rounding(runs: di
 def test_the_workspace_of_cublas_is_named(runs: dict[str, RunResult]) -> None:
     footprint = runs["sgd"].footprint
     assert footprint is not None
-    assert footprint.workspace_at_peak["cuBLAS workspace"] % 8_519_680 == 0
+    assert footprint.library_workspace_at_peak["cuBLAS"] % 8_519_680 == 0
+    assert footprint.without_libraries_bytes is not None
+    assert footprint.without_libraries_bytes <= footprint.peak_bytes - footprint.library_workspace_at_peak["cuBLAS"]
 
 
 def test_a_process_holds_more_on_the_device_than_torch_reserves(runs: dict[str, RunResult]) -> None:
