@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clmem.harness.answers.prediction import predict
+from clmem.harness.answers.prediction import predict, predicted_peaks
 from clmem.harness.learning.registry import method_names
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs.runner import run_specs
@@ -88,14 +88,15 @@ def test_the_batches_are_those_of_the_cpu(runs: dict[str, RunResult]) -> None:
 
 
 def test_peaks_are_predicted_to_three_percent(runs: dict[str, RunResult]) -> None:
-    """What cuDNN takes was learnt from another card, so errors are printed; peaks below the tensors are worse."""
+    """What cuDNN takes may have been learnt from another card, so errors are printed; below the tensors is worse."""
     errors = {}
-    for name, run in runs.items():
+    for (name, run), peak in zip(runs.items(), predicted_peaks(list(runs.values())), strict=True):
         predicted = predict(run.spec).footprint
         assert predicted is not None
         assert predicted.without_cudnn_bytes is not None
         assert run.allocator is not None
-        errors[name] = predicted.peak_bytes / run.allocator.peak_bytes - 1
+        assert peak.peak_bytes is not None, peak.reason
+        errors[name] = peak.peak_bytes / run.allocator.peak_bytes - 1
         assert run.allocator.peak_bytes >= 0.97 * predicted.without_cudnn_bytes, f"{name}: less than its tensors"
     print({name: f"{100 * error:+.2f} %" for name, error in errors.items()})
     assert {name: round(100 * error, 2) for name, error in errors.items() if abs(error) > 0.03} == {}

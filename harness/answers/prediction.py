@@ -24,8 +24,9 @@ from clmem.harness.memory.ledger.join import Records, join, undeclared_sentence
 from clmem.harness.memory.ledger.libraries import CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, without
 from clmem.harness.memory.predicting.caching import cached
+from clmem.harness.memory.predicting.cards import card_of
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.memory.predicting.scratch import assuming_vectors
+from clmem.harness.memory.predicting.scratch import assuming_card, assuming_vectors
 from clmem.harness.memory.watching.observer import Observer
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.environment import cores, environment
@@ -232,8 +233,11 @@ def _process() -> ProcessPoolExecutor:
 
 
 def _predicted_for(run: RunResult, sources: Sources) -> PredictedPeak:
-    """Predict a run as on its own processor, whose vectors decide how wide the blocks of a convolution are."""
-    if "vectors" not in run.environment:  # an older result
-        return _predicted_peak(run.spec, sources)
-    with assuming_vectors(run.environment["vectors"]):
-        return _predicted_peak(run.spec, sources)
+    """Predict a run as on its own processor, whose vectors decide how wide the blocks of a convolution are, and on its
+    own card.
+    """
+    with assuming_card(card_of(run.environment.get("capability"), run.environment.get("cudnn"))):
+        if "vectors" not in run.environment:  # an older result
+            return _predicted_peak(run.spec, sources)
+        with assuming_vectors(run.environment["vectors"]):
+            return _predicted_peak(run.spec, sources)

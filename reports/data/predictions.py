@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from clmem.harness.errors import UsageError
 from clmem.harness.files import read_text, write_json
+from clmem.harness.memory.predicting.cards import card_of
 from clmem.harness.results.footprint import ByName, Count, Record
 from clmem.harness.results.record import LONGEST_PATH, Described, RunResult
 from clmem.harness.text import Said, clean
@@ -18,7 +19,16 @@ FILE = "predictions.json"
 """Where `clmem predict --against DIRECTORY --keep` leaves what it found, for the directory's report."""
 
 LIKE_ANOTHER_CARD = "cuDNN's workspaces are predicted as another card took them (docs/devices.md)"
-"""What must be known of a prediction for CUDA."""
+"""What must be known of a prediction for CUDA, unless a card's own choices are known."""
+
+LIKE_ITSELF = "cuDNN's workspaces are predicted as this card took them, shape by shape (docs/devices.md)"
+
+
+def workspaces_are_like(run: RunResult) -> str:
+    """Say how the workspaces of a run on CUDA are predicted."""
+    known = card_of(run.environment.get("capability"), run.environment.get("cudnn"))
+    return LIKE_ANOTHER_CARD if known is None else LIKE_ITSELF
+
 
 DECIDES = ("torch", "vectors")
 """Parts of an environment that a prediction is made for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clmem.harness.specs.targets import allocator_of
 from clmem.reports.data.grouping import Section
-from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, Predictions, error_of, predicted_bytes
+from clmem.reports.data.predictions import Predictions, error_of, predicted_bytes, workspaces_are_like
 from clmem.reports.data.units import count, plural, signed
 from clmem.reports.markdown.markup import plain
 from clmem.reports.markdown.tables import markdown_table
@@ -40,7 +40,7 @@ def predictions_sentence(section: Section, predictions: Predictions) -> str:
         farthest = f"the largest error is {signed(100 * worst, 4)} % ({plain(label)})"
         parts.append(f"{plural(len(errors), 'peak')} predicted without running anything; {farthest}.")
         if allocator_of(section.setting.target) == "cuda":
-            parts.append(f"There {LIKE_ANOTHER_CARD}.")
+            parts += dict.fromkeys(f"There {workspaces_are_like(runs[label])}." for label in errors)
     if others:
         parts.append(
             f"{plural(len(others), 'prediction')} {'is' if len(others) == 1 else 'are'} left out, because the file "

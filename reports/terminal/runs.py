@@ -13,7 +13,7 @@ from clmem.harness.specs.targets import allocator_of
 from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean
 from clmem.reports.data.grouping import Section
-from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, error_of
+from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, error_of, workspaces_are_like
 from clmem.reports.data.provenance import broken_checks
 from clmem.reports.data.units import count, mib, share, signed
 from clmem.reports.markdown.sentences import board_sentence, held_sentence
@@ -195,9 +195,10 @@ def prediction_table(measured: Sequence[RunResult], predicted: Sequence[int | No
         rows.append([f"{run.spec.method}{how}", run.spec.stream_title, count(guess), count(peak), shown])
     table = text_table(["method", "stream", "predicted B", "measured B", "error %"], rows)
     known = f"{len(errors)} of {len(rows)} runs predicted"
-    on_cuda = any(allocator_of(run.spec.target) == "cuda" for run in measured)
-    assumed = f"\n{wrap(LIKE_ANOTHER_CARD)}" if on_cuda else ""
-    return f"{table}\n" + wrap(f"{known}; largest error {100 * max(errors):.3f} %" if errors else known) + assumed
+    on_cuda = (run for run in measured if allocator_of(run.spec.target) == "cuda")
+    assumed = [f"\n{wrap(said)}" for said in dict.fromkeys(map(workspaces_are_like, on_cuda))]
+    largest = f"{known}; largest error {100 * max(errors):.3f} %" if errors else known
+    return f"{table}\n{wrap(largest)}" + "".join(assumed)
 
 
 def summary(sections: Sequence[Section]) -> str:

@@ -16,7 +16,7 @@ KiB are left out, and three small strided ones do without. What it does not have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clmem.harness.memory.predicting.cards import Card
 from clmem.harness.results.environment import vectors as vectors_here
 
 aten = torch.ops.aten
@@ -44,6 +45,8 @@ ALIGNED = 128
 """Bytes on top of a buffer of oneDNN's, to align it."""
 _assumed: ContextVar[tuple[str | None] | None] = ContextVar("assumed", default=None)
 """The vectors that are assumed instead of this machine's; a processor that is none of x86 has None."""
+_card: ContextVar[Card | None] = ContextVar("card", default=None)
+"""The card whose choices of algorithms are predicted."""
 FUSED_TILE, TILE = 3, 4
 """Sides of Winograd's tiles of the output in cuDNN's fused kernels, and in those that keep every transform."""
 
@@ -191,6 +194,16 @@ def assuming_vectors(vectors: str | None) -> Iterator[None]:
         _assumed.reset(token)
 
 
+@contextmanager
+def assuming_card(card: Card | None) -> Iterator[None]:
+    """Predict for a card whose choices are known, shape by shape; by rules where they are not, or for None."""
+    token = _card.set(card)
+    try:
+        yield
+    finally:
+        _card.reset(token)
+
+
 def vector_width() -> int:
     """Return how many float32 a vector of the processor holds, as oneDNN is allowed to use it."""
     assumed = _assumed.get()
@@ -230,27 +243,53 @@ def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
 
 
 def _cudnn_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Iterator[Size]:
-    workspace = _transformed(weight, FUSED_TILE) if _is_winograd(weight, *how) else weight.nbytes
-    yield from (RESULTS, workspace, -workspace)
+    taken = _taken(x, weight, *how)
+    yield from (RESULTS, *_comes_and_goes(_by_rule(x, weight, *how)[0] if taken is None else taken[0]))
 
 
 def _cudnn_convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *how: Any) -> Iterator[Size]:
     """First the gradient of the input, then that of the weight, each with its own workspace."""
     need_x, need_weight, _ = how[-1]
-    winograd = _is_winograd(weight, *how)
+    _, of_x, of_weight = _taken(x, weight, *how) or _by_rule(x, weight, *how, out=grad.shape[2:])
     if need_x:
         yield FIRST
-    if need_x and winograd:
-        workspace = _transformed(weight, FUSED_TILE)
-        yield from (workspace, -workspace)
+        yield from _comes_and_goes(of_x)
     yield RESULTS
     if need_weight:
-        workspace = weight.nbytes
-        if winograd:
-            tiles = len(x) * prod(-(-size // TILE) for size in grad.shape[2:])
-            maps = (x.shape[1] + grad.shape[1]) * tiles * (TILE + 2) ** 2 * x.element_size()
-            workspace = _transformed(weight, TILE) + maps
+        yield from _comes_and_goes(of_weight)
+
+
+def _comes_and_goes(workspace: int) -> Iterator[Size]:
+    if workspace:
         yield from (workspace, -workspace)
+
+
+def _taken(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], transposed: bool,
+    output_padding: Any, groups: int, *rest: Any,
+) -> tuple[int, int, int] | None:  # fmt: skip
+    """Return what the assumed card took for a convolution of this shape, None where nobody has seen that."""
+    card, kernel = _card.get(), weight.shape[2]
+    known = card is not None and groups == 1 and not transposed and set(dilation) == {1}
+    squares = (x.shape[2:], weight.shape[2:], stride, padding)
+    if not known or any(len(set(sides)) > 1 for sides in squares) or padding[0] != kernel // 2:
+        return None
+    assert card is not None
+    kind = str(x.dtype).removeprefix("torch.")
+    return card.workspaces.get((len(x), x.shape[1], len(weight), kernel, stride[0], x.shape[2], kind))
+
+
+def _by_rule(x: Tensor, weight: Tensor, *how: Any, out: Sequence[int] = ()) -> tuple[int, int, int]:
+    """Return what the rules say of the forward, of the gradient of the input, and of that of the weight.
+
+    out: sides of the output, for the last one.
+    """
+    if not _is_winograd(weight, *how):
+        return weight.nbytes, 0, weight.nbytes
+    tiles = len(x) * prod(-(-size // TILE) for size in out)
+    maps = (x.shape[1] + len(weight)) * tiles * (TILE + 2) ** 2 * x.element_size()
+    transformed = _transformed(weight, FUSED_TILE)
+    return transformed, transformed, _transformed(weight, TILE) + maps
 
 
 def _is_winograd(

@@ -180,3 +180,27 @@ def test_runs_of_another_torch_are_left_out_in_a_sentence(tmp_path: Path, memory
     code, out, said = against(folder, "--json")
     assert (code, out, said.count("\n")) == (2, "", 1)
     assert "torch 1.0.0" in said
+
+
+@pytest.mark.parametrize(
+    ("cards", "said"),
+    [
+        ([{"capability": "9.0", "cudnn": 91900}], ["as this card took them, shape by shape"]),
+        ([{"capability": "8.7", "cudnn": 90300}], ["as another card took them"]),
+        (
+            [{}, {"capability": "9.0", "cudnn": 91900}],
+            ["as another card took them", "as this card took them, shape by shape"],
+        ),
+    ],
+)
+def test_predictions_say_whose_workspaces_they_have(
+    cards: list[dict[str, object]], said: list[str], tmp_path: Path, memory_run: Any
+) -> None:
+    runs = [memory_run(f"m{n}", {"input": 1.0}, target="cuda", environment=card) for n, card in enumerate(cards)]
+    save_predictions(tmp_path, runs, [2**20] * len(runs))
+    (section,) = sections(runs)
+    for text in (
+        predictions_sentence(section, load_predictions(tmp_path)),
+        " ".join(prediction_table(runs, [2**20] * len(runs)).split()),
+    ):
+        assert [found.split(" (")[0] for found in text.split("predicted ") if "card took" in found] == said
