@@ -13,7 +13,7 @@ from clmem.bench.options import SUITES, AsJson
 
 def list_(
     what: Annotated[
-        Literal["methods", "techniques", "streams", "networks", "targets", "budgets", "suites", "claims"],
+        Literal["methods", "techniques", "streams", "networks", "targets", "cards", "budgets", "suites", "claims"],
         typer.Argument(help="What to list."),
     ],
     as_json: AsJson = False,
@@ -52,6 +52,16 @@ def _list_targets() -> dict[str, str]:
     return TARGETS
 
 
+def _list_cards() -> dict[str, str]:
+    from clmem.harness.memory.predicting.cards import cards
+
+    return {
+        card.name: f"{card.device} with cuDNN {card.cudnn}: what it took for {len(card.workspaces)} shapes of "
+        "convolutions"
+        for card in cards()
+    }
+
+
 def _list_budgets() -> dict[str, str]:
     from clmem.harness.specs.budgets import boards
     from clmem.reports.data.units import mib
@@ -80,6 +90,7 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "streams": _list_streams,
     "networks": _list_networks,
     "targets": _list_targets,
+    "cards": _list_cards,
     "budgets": _list_budgets,
     "suites": _list_suites,
     "claims": _list_claims,

@@ -36,22 +36,36 @@ def predict(
     keep: Annotated[
         bool, typer.Option("--keep", help="With --against: also keep the predictions there, for its report.")
     ] = False,
+    card: Annotated[
+        str | None, typer.Option(help="With --target cuda: the card whose cuDNN is predicted; see `clmem list cards`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict one method's memory, role by role, without a device and without running a kernel."""
+    if card is not None and (against is not None or not options.target.startswith("cuda")):
+        raise UsageError(
+            f"--card {clean(card, 80)} is about a METHOD with --target cuda; leave it out here (--against takes the "
+            "card of each run)"
+        )
     if against is not None and method is None:
         _against(against, options.sources(), as_json, keep)
         return
     if method is None or against is not None:
         raise UsageError("predict takes a METHOD or --against DIRECTORY, and not both")
     spec, sources = options.memory_spec(method), options.sources()
+    from clmem.harness.memory.predicting.cards import card_named
+
+    if card is not None:
+        card_named(card)  # what is wrong in it is said before torch is imported
     from clmem.harness.answers.prediction import predict as predicted
     from clmem.harness.learning.registry import method_class
+    from clmem.harness.memory.predicting.scratch import assuming_card
     from clmem.harness.runs.checks import check_spec
     from clmem.reports.terminal.runs import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
-    result = predicted(spec, sources)
+    with assuming_card(None if card is None else card_named(card)):
+        result = predicted(spec, sources)
     if as_json:
         print(json.dumps(measure_json(result), indent=1))
     else:

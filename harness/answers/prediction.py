@@ -26,7 +26,7 @@ from clmem.harness.memory.ledger.log import AllocationLog, without
 from clmem.harness.memory.predicting.caching import cached
 from clmem.harness.memory.predicting.cards import card_of
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
-from clmem.harness.memory.predicting.scratch import assuming_card, assuming_vectors
+from clmem.harness.memory.predicting.scratch import assumed_card, assuming_card, assuming_vectors
 from clmem.harness.memory.watching.observer import Observer
 from clmem.harness.output import printing_to_stderr
 from clmem.harness.results.environment import cores, environment
@@ -117,6 +117,8 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
     """Return what a recorded schedule comes to. Raises OutOfReservedError, LedgerError and ClmemError as `predict`."""
     run, log = recorded.run, recorded.log
     on_cuda: dict[str, int] = {}
+    card = assumed_card()
+    about = {} if card is None else {"device": card.device, "capability": card.capability, "cudnn": card.cudnn}
     if allocator_of(spec.target) == "cuda":
         if limit_bytes is None:
             others, _ = cached(without(log, CUDNN))
@@ -133,7 +135,7 @@ def result_of(spec: RunSpec, recorded: Recorded, limit_bytes: int | None = None)
         method_config=run.method.config.model_dump(mode="json"),
         execution=run.runner.prepared.describe(),
         joint=run.method.joint,
-        environment=environment(),
+        environment={**environment(), **(about if on_cuda else {})},
         notes=list(recorded.unknown),
         footprint=ledger.footprint.model_copy(update=on_cuda),
     )
@@ -145,6 +147,11 @@ def _unknown(recorder: ShapeRecorder) -> Iterator[str]:
         yield (
             f"a value is read in {clean(some(list(recorder.guessed)), 300)}, where a prediction has none: a number was "
             "taken for 0 and a comparison for true, so if a branch depends on it, a run may take the other one"
+        )
+    if recorder.unseen:
+        yield (
+            f"cuDNN was not seen on this card with {len(recorder.unseen)} of the shapes of convolutions here, forward "
+            "or backward; what it takes for them is predicted by rules"
         )
     if recorder.channels_last:
         yield (

@@ -13,7 +13,7 @@ from clmem.harness.specs.targets import allocator_of
 from clmem.harness.specs.techniques import PLAIN
 from clmem.harness.text import clean
 from clmem.reports.data.grouping import Section
-from clmem.reports.data.predictions import LIKE_ANOTHER_CARD, error_of, workspaces_are_like
+from clmem.reports.data.predictions import error_of, workspaces_are_like
 from clmem.reports.data.provenance import broken_checks
 from clmem.reports.data.units import count, mib, share, signed
 from clmem.reports.markdown.sentences import board_sentence, held_sentence
@@ -112,7 +112,9 @@ def _peaks(result: RunResult) -> list[str]:
         lines.append(wrap(f"peak without the workspace of {names}: {mib(without)} MiB"))
     if result.footprint is not None and result.footprint.reserved_bytes is not None:
         lines.append(wrap(f"the caching allocator would reserve: {mib(result.footprint.reserved_bytes)} MiB"))
-        lines.append(wrap(f"{LIKE_ANOTHER_CARD}; the peak without: {mib(result.footprint.without_cudnn_bytes)} MiB"))
+        lines.append(
+            wrap(f"{workspaces_are_like(result)}; the peak without: {mib(result.footprint.without_cudnn_bytes)} MiB")
+        )
     if result.footprint is not None and result.footprint.on_host:
         held = ", ".join(f"{role} {count(size)} B" for role, size in sorted(result.footprint.on_host.items()))
         lines.append(wrap(f"beside it in the host's memory: {held}"))

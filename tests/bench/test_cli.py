@@ -48,6 +48,8 @@ def assert_refused(
         (("measure", "sgd", "--stream", "split-cifar11"), "did you mean 'split-cifar10'"),
         (("measure", "sgd", "--network", "resnet81"), "there is no network 'resnet81'"),
         (("measure", "sgd", "--num-classes", "13"), "give a multiple of 5"),
+        (("predict", "sgd", "--target", "cuda", "--card", "h1000"), "there is no card 'h1000': did you mean 'h100'"),
+        (("predict", "sgd", "--card", "h100"), "--card h100 is about a METHOD with --target cuda"),
         (("predict", "sgd", "--num-classes", "1"), "num_classes is 1"),
         (("fit", "sgd", "--image-size", "2"), "image_size is 2"),
         (("run", "quick", "--image-size", "64"), "can be chosen of synthetic streams alone"),
@@ -110,7 +112,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "budgets", "suites", "claims"])
+@pytest.mark.parametrize("what", ["methods", "streams", "networks", "targets", "cards", "budgets", "suites", "claims"])
 def test_lists_are_readable_and_available_as_json(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from clmem.harness.errors import UsageError, nearest
+from clmem.harness.text import clean
+
 DEVICES = Path(__file__).parents[2] / "data" / "devices"
 
 Shape = tuple[int, int, int, int, int, int, str]
@@ -20,10 +23,12 @@ Shape = tuple[int, int, int, int, int, int, str]
 
 @dataclass(frozen=True)
 class Card:
-    """A card with a release of cuDNN. workspaces: by shape, bytes of the forward and of both gradients: of the input,
-    and of the weight.
+    """A card with a release of cuDNN, called after its file.
+
+    workspaces: by shape, bytes of the forward, of the gradient of the input, and of that of the weight.
     """
 
+    name: str
     device: str
     capability: str
     cudnn: int
@@ -37,8 +42,16 @@ def cards() -> list[Card]:
     for path in sorted(DEVICES.glob("*.json")):
         read = json.loads(path.read_text(encoding="utf-8"))
         workspaces = {tuple(row[:7]): tuple(row[7:]) for row in read["workspaces"]}
-        found.append(Card(read["device"], read["capability"], read["cudnn"], workspaces))
+        found.append(Card(path.stem, read["device"], read["capability"], read["cudnn"], workspaces))
     return found
+
+
+def card_named(name: str) -> Card:
+    """Return the card of a name. Raises UsageError with the names that there are."""
+    known = {card.name: card for card in cards()}
+    if name not in known:
+        raise UsageError(f"there is no card {clean(name, 80)!r}: {nearest(name, list(known))}")
+    return known[name]
 
 
 def card_of(capability: object, cudnn: object) -> Card | None:

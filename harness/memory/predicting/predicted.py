@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clmem.harness.memory.ledger.libraries import CUBLAS, CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, Event
 from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes, multiplies
-from clmem.harness.memory.predicting.scratch import BY_CUDNN, BY_ONEDNN, FIRST, RESULTS
+from clmem.harness.memory.predicting.scratch import BY_CUDNN, BY_ONEDNN, FIRST, RESULTS, is_guessed
 from clmem.harness.memory.watching.observer import address_of
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ class ShapeRecorder(TorchDispatchMode):
 
     share_open: what share of a mask's elements is guessed to be open. guessed: lines of a method or network that read a
     number, or compared one, and got a guess. channels_last: whether a convolution read maps laid out so, whose copies
-    are not known.
+    are not known. unseen: shapes of convolutions, forward and backward, that the assumed card was never seen to do.
     """
 
     def __init__(self, kind: Literal["cpu", "cuda"] = "cpu", share_open: float = 0.5) -> None:
@@ -47,6 +47,7 @@ class ShapeRecorder(TorchDispatchMode):
         self.share_open = share_open
         self.guessed: dict[str, None] = {}
         self.channels_last = False
+        self.unseen: set[tuple[tuple[int, ...], ...]] = set()
         self._cuda = kind == "cuda"
         self._multiplied: set[bool] = set()
         self._events: list[Event] = []
@@ -103,6 +104,8 @@ class ShapeRecorder(TorchDispatchMode):
                 self._change(CUDNN if self._cuda else name, size)
             else:
                 self._returned(name, (args, kwargs), result[0] if size == FIRST else result)
+        if self._cuda and on_meta and is_guessed(func, args):
+            self.unseen.add(tuple(tuple(tensor.shape) for tensor in _tensors(args)))
         if self._cuda and on_meta and multiplies(name):
             self._multiplies()
         return result

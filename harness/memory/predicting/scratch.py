@@ -279,6 +279,19 @@ def _taken(
     return card.workspaces.get((len(x), x.shape[1], len(weight), kernel, stride[0], x.shape[2], kind))
 
 
+def assumed_card() -> Card | None:
+    """Return the card whose choices of algorithms are predicted."""
+    return _card.get()
+
+
+def is_guessed(func: Any, args: Any) -> bool:
+    """Say whether an operation is a convolution of which the assumed card was never seen to do the like."""
+    if _card.get() is None or func not in BY_CUDNN:
+        return False
+    at = 0 if func is aten.convolution.default else 1
+    return _taken(args[at], args[at + 1], *args[at + 3 :]) is None
+
+
 def _by_rule(x: Tensor, weight: Tensor, *how: Any, out: Sequence[int] = ()) -> tuple[int, int, int]:
     """Return what the rules say of the forward, of the gradient of the input, and of that of the weight.
 

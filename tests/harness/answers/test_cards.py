@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clmem.harness.answers.prediction import predicted_peaks
-from clmem.harness.memory.predicting.cards import Card, card_of, cards
+from clmem.harness.answers.prediction import predict, predicted_peaks
+from clmem.harness.memory.predicting.cards import Card, card_named, card_of, cards
 from clmem.harness.memory.predicting.predicted import ShapeRecorder
 from clmem.harness.memory.predicting.scratch import assuming_card
 from clmem.harness.results.record import RunResult
+from clmem.harness.specs.run import RunSpec
 
 RESULTS = Path(__file__).parents[3] / "reports" / "published" / "h100" / "results.tar.gz"
 H100 = ("9.0", 91900)
@@ -95,3 +96,16 @@ def test_every_card_says_what_it_is() -> None:
         assert isinstance(card, Card)
         assert card.workspaces
         assert all(min(sizes) >= 0 for sizes in card.workspaces.values())
+
+
+def test_a_prediction_for_a_card_says_what_nobody_saw_there() -> None:
+    known = RunSpec(method="sgd", stream="synthetic-cifar10", target="cuda")
+    with assuming_card(card_named("h100")):
+        seen, unseen = predict(known), predict(known.model_copy(update={"batch_size": 9, "width": 4}))
+    assert seen.notes == []
+    assert (seen.environment["capability"], seen.environment["cudnn"]) == H100
+    (note,) = unseen.notes
+    assert "cuDNN was not seen on this card with" in note
+    assert "capability" not in predict(known).environment
+    assert seen.footprint is not None
+    assert (seen.footprint.peak_bytes, seen.footprint.without_libraries_bytes) == (345_450_496, 225_563_648)
