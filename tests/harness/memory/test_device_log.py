@@ -256,6 +256,15 @@ def test_a_block_of_a_thread_that_nobody_profiles_has_the_size_that_is_missing()
     assert log.events[1].requested_bytes == 20 << 20
 
 
+def test_several_such_blocks_are_rounded_as_the_allocator_does() -> None:
+    trace = [entry("alloc", 1, 1000, 1), entry("alloc", 2, 512, 2), entry("alloc", 3, 1, 3), entry("alloc", 4, 8, 4)]
+    log = merge(AllocationLog([Event(4000, 4, 512, 2560, "aten::add")], {}), trace, {}, KEPT_BY_CUBLAS)
+    assert [event.size_bytes for event in log.events] == [1024, 512, 512, 512]
+    wrong = [Event(4000, 4, 512, 3072, "aten::add")]
+    with pytest.raises(LedgerError, match="held 2,560 B where its history adds up to 2,048 B"):
+        merge(AllocationLog(wrong, {}), trace, {}, KEPT_BY_CUBLAS)
+
+
 @pytest.mark.parametrize(
     ("op", "name"), [("aten::addmm", CUBLAS), ("aten::relu", "aten::relu"), ("aten::cudnn_convolution", None)]
 )

@@ -110,6 +110,8 @@ def test_scenario_is_part_of_the_name_and_a_missing_scenario_is_left_out() -> No
         ([[0.5, 0.5], [0.5]], r"\[2, 1\]"),
         ([[0.5], [0.5]], "at most T"),
         ([[71.2]], "71.2"),
+        ([[1.001]], "1.001"),
+        ([[-0.001]], "-0.001"),
     ],
 )
 def test_malformed_matrix_is_refused_by_name(matrix: list[list[float | None]], named: str) -> None:
