@@ -1,6 +1,6 @@
 """Runs one method over one stream on one target, in fresh processes, and measures what it holds.
 
-`spec` says what to run, `results` what came out; `streams` and `networks` are what is learnt, `execution` how a step
-is carried out, `training` the loop, `worker` one process of a measurement, `measurement` all processes of one
-run, `suite` many runs; `memory` counts the bytes.
+`specs` says what to run and `results` what came out. `streams` and `networks` are what is learnt, `techniques` and
+`execution` how a step is taken, `learning` the loop. `memory` counts the bytes, `runs` starts the processes, and
+`answers` goes beyond one run.
 """

@@ -1,1 +1,1 @@
-"""The commands of `clmem`, one file each. `bench/cli.py` registers them; torch is imported only inside what runs it."""
+"""The commands of `clmem`, one file each. `bench/app.py` registers them; torch is imported only inside what runs it."""

@@ -43,7 +43,8 @@ def build(
     device: str | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> Run:
-    """Open the stream and make network, method and optimizer. Raises UsageError for what the spec asks in vain.
+    """Open the stream and make network, method and optimizer. Raises UsageError if the spec asks for something
+    that does not exist.
 
     stream: used instead of the spec's. device: where network, batches and the method's state lie, if not on the spec's
     target. kept: the channels that are kept when others are removed, where the network's weights have no values to

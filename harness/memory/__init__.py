@@ -1,5 +1,5 @@
 """Counts bytes: the allocator's log joined with role records gives a ledger that sums to the peak exactly.
 
-`log` and `ledger` are plain data and arithmetic, `cpu` reads torch's log, `observer` records roles,
-`process` reads what the operating system says.
+`ledger` is plain data and arithmetic, `watching` reads torch's log and records roles, `predicting` makes a log without
+running anything, and `system` reads what the operating system, the driver and the board say.
 """

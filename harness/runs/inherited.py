@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import clmem
-from clmem.harness.memory.predicting.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
+from clmem.harness.memory.ledger.cublas import PINNED_CUBLAS, UNPINNED_CUBLAS
 from clmem.harness.memory.system.process import KEEPING_MALLOC, PINNED_MALLOC
 from clmem.harness.runs.job import Job, Pass
 from clmem.harness.specs.targets import allocator_of

@@ -233,7 +233,7 @@ def _measurements(claim: Claim, measurements: Measurements) -> list[str]:
         ]
         for level in levels:
             parts += [
-                f"### {harmless(dataset.title)}: how often each peak goes into others, {level} level",
+                f"### {harmless(dataset.title)}: ratios between peaks, {level} level",
                 "The larger peak is of the same execution where its row has it, else plain.",
                 tables.ratio_table(measurements, name, level),
             ]
@@ -247,14 +247,14 @@ def _measurements(claim: Claim, measurements: Measurements) -> list[str]:
         parts += [
             "### How the rows learn elsewhere",
             "Accuracy in percent, not under the claim's conditions: mean ± sample standard deviation over seeds. "
-            "Seconds of training and evaluation on the full stream are rough, for processes ran side by side.",
+            "Seconds of training and evaluation on the full stream are rough, because processes ran side by side.",
         ]
     for section in measurements.learnt:
         parts += [f"{plain(section.setting.title)}:", tables.learning_table(measurements, section)]
     left_out = [f"{plural(number, 'run')} ({plain(why)})" for why, number in measurements.left_out.items()]
     parts += [
         "### Where these numbers come from",
-        *([f"Left out, for no row is theirs: {listed(left_out)}."] if left_out else []),
+        *([f"Not used, because these runs match no row of the claim: {listed(left_out)}."] if left_out else []),
         "Commits: "
         + ", ".join(f"{plain(commit)} ({number} runs)" for commit, number in measurements.commits().items())
         + ".",

@@ -100,7 +100,9 @@ def ratios_by_size_sentences(measurements: Measurements) -> list[str]:
     for name in smaller_rows(claim):
         dense = pairs.get((headline.larger, name), [])
         if name != headline.smaller and dense:
-            text += f" Plain execution stores zeros too: over {claim.row(name).label} in its place it is reached in "
+            text += (
+                f" Plain execution stores zeros too; over {claim.row(name).label}, which has none, it is reached in "
+            )
             text += f"{_counts(dense, headline.value)}."
     return [text, *_other_pairs(claim, pairs, start)]
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clmem.harness.memory.ledger.cublas import cublas_workspace_bytes, multiplies
 from clmem.harness.memory.ledger.libraries import CUBLAS, CUDNN
 from clmem.harness.memory.ledger.log import AllocationLog, Event
-from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes, multiplies
 from clmem.harness.memory.predicting.scratch import BY_CUDNN, BY_ONEDNN, FIRST, RESULTS, is_guessed
 from clmem.harness.memory.watching.observer import address_of
 

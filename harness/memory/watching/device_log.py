@@ -23,9 +23,9 @@ from typing import Any
 from torch import Tensor
 
 from clmem.harness.errors import LedgerError
+from clmem.harness.memory.ledger.cublas import cublas_workspace_bytes, multiplies
 from clmem.harness.memory.ledger.libraries import CUBLAS
 from clmem.harness.memory.ledger.log import AllocationLog, Event
-from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes, multiplies
 from clmem.harness.memory.watching.cuda import History
 from clmem.harness.memory.watching.recorder import LogRecorder
 

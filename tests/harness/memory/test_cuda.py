@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from clmem.harness.errors import UsageError
-from clmem.harness.memory.predicting.cublas import cublas_workspace_bytes
+from clmem.harness.memory.ledger.cublas import cublas_workspace_bytes
 from clmem.harness.memory.watching.cuda import DevicePeaks, History
 from clmem.harness.runs.job import Job, Outcome
 from clmem.harness.runs.measurement import assemble

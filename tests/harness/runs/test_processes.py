@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from clmem.harness.errors import UsageError
-from clmem.harness.memory.predicting.cublas import PINNED_CUBLAS
+from clmem.harness.memory.ledger.cublas import PINNED_CUBLAS
 from clmem.harness.memory.system.jetson import Meminfo, UnifiedSampler
 from clmem.harness.results.record import RunResult
 from clmem.harness.runs import processes

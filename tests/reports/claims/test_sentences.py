@@ -49,7 +49,7 @@ def test_the_surface_is_put_in_words_pair_by_pair(claim: Claim, runs: list[RunRe
         text for text in verdict(claim, measurements_of(claim, runs)) if text.startswith("At batches of 32 to 64")
     )
     assert "reaches 6.16x in 1 of 2 measured combinations: on TinyImageNet remembering 15 samples at batch 64." in own
-    assert "over LightCL in its place it is reached in 0 of 2." in own
+    assert "over LightCL, which has none, it is reached in 0 of 2." in own
     assert (
         "SGD over LightCL or LightCL 0.9 in 0 of 4 (at most 6.10x); "
         "SparCL-DER++ 0.9 over LightCL in 0 of 2 (at most 6.00x)" in others
@@ -98,7 +98,9 @@ def test_accuracies_are_shown_with_the_conditions_they_were_measured_under(
         "over 2 seeds: SparCL-DER++ 0.9 against LightCL 0.9, in percent: class-IL 50.5 ± 0.7 against 20.5 ± 0.7"
         in sentence
     )
-    assert "Left out, for no row is theirs: 2 runs (resnet18 of width 16)." in page(claim, [measurements])
+    assert "Not used, because these runs match no row of the claim: 2 runs (resnet18 of width 16)." in page(
+        claim, [measurements]
+    )
 
 
 def test_lean_is_compared_with_others_as_they_are_run_and_with_others_lean(claim: Claim, run: MakeRun) -> None:
