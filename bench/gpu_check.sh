@@ -51,7 +51,7 @@ done
 step 40 "$python" -m clmem.bench.cli measure derpp --target cuda --width 4 --snapshot "$work/derpp.pickle"
 timeout 60 "$python" -m clmem.bench.cli measure derpp --target cuda --budget 300MiB --out "$work/budget"
 echo "== a budget that is too small ended with $? (1: out of memory, as it should; 124: not within a minute)"
-# predictions have cuDNN's workspaces as another card took them, so what they say fits may not: shown, not judged
+# cuDNN's workspaces are data of the card they were taken from, so on another what is said to fit may not: not judged
 timeout 60 "$python" -m clmem.bench.cli fit derpp --target cuda --budget 2GiB --confirm || echo "== not confirmed ($?)"
 left=$((470 - SECONDS))
 tests $((left > 60 ? left : 60)) "not (adds_up or asked_for or cublas)"

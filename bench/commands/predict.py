@@ -55,8 +55,7 @@ def predict(
     spec, sources = options.memory_spec(method), options.sources()
     from clmem.harness.memory.predicting.cards import card_named
 
-    if card is not None:
-        card_named(card)  # what is wrong in it is said before torch is imported
+    assumed = None if card is None else card_named(card)  # a wrong name is said before torch is imported
     from clmem.harness.answers.prediction import predict as predicted
     from clmem.harness.learning.registry import method_class
     from clmem.harness.memory.predicting.scratch import assuming_card
@@ -64,7 +63,7 @@ def predict(
     from clmem.reports.terminal.runs import measure_json, measure_table
 
     check_spec(spec, sources, here=False)
-    with assuming_card(None if card is None else card_named(card)):
+    with assuming_card(assumed):
         result = predicted(spec, sources)
     if as_json:
         print(json.dumps(measure_json(result), indent=1))

@@ -101,10 +101,6 @@ class MobileNetV2(StagedNetwork):
             x = self.get_submodule(name)(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [n, 3, H, W] to logits [n, classes]."""
-        return self.run(x)
-
     def stage_modules(self, boundary: str) -> list[nn.Module]:
         """Return the modules that lie before `boundary`."""
         return [self.get_submodule(name) for name in self.stages.names[: self.stage_index(boundary)]]

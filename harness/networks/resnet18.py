@@ -103,10 +103,6 @@ class ResNet18(StagedNetwork):
                 x = self.get_submodule(name)(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [n, 3, H, W] to logits [n, classes]."""
-        return self.run(x)
-
     def is_divisible(self, stage: str) -> bool:
         """Return whether a stage has parts: a block has two."""
         return stage not in ("stem", "fc")

@@ -177,15 +177,15 @@ class _Joined:
         birth = self.events[first]
         if birth.size_bytes + surplus < (birth.requested_bytes or 0):
             return
-        grown = 0
-        for number in range(first, len(self.events)):
+        later = range(first + 1, len(self.events))
+        went = any(self.events[n].address == birth.address and self.events[n].size_bytes < 0 for n in later)
+        if went:
+            return  # before anybody could tell: the sum does not depend on it
+        size = self._live[birth.address] = birth.size_bytes + surplus
+        self.events[first] = replace(birth, size_bytes=size, total_bytes=birth.total_bytes + surplus)
+        for number in later:
             event = self.events[number]
-            if number == first:
-                grown, event = surplus, replace(event, size_bytes=event.size_bytes + surplus)
-                self._live[event.address] = event.size_bytes
-            elif event.address == birth.address and event.size_bytes < 0:
-                return  # it went before anybody could tell: the sum does not depend on it
-            self.events[number] = replace(event, total_bytes=event.total_bytes + grown)
+            self.events[number] = replace(event, total_bytes=event.total_bytes + surplus)
         self._total += surplus
 
 
